@@ -1,0 +1,107 @@
+"""Rollout buffer that knows what came next."""
+
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+
+class Transitions(NamedTuple):
+    """
+    What an objective learns from: a batch of transitions.
+
+    :param observations: ``(batch, *observation shape)``
+    :param actions: As the rollout buffer stores them, ``(batch, action dim)``
+    :param next_observations: ``(batch, *observation shape)``
+    :param valid: ``(batch,)``, 1 where the next observation is known, 0 where it is not
+    """
+
+    observations: th.Tensor
+    actions: th.Tensor
+    next_observations: th.Tensor
+    valid: th.Tensor
+
+
+class JepaRolloutBuffer(RolloutBuffer):
+    """
+    Rollout buffer whose samples carry the next observation of every step, in the place of the observations: a
+    :class:`Transitions`, which :class:`~sb3_jepa.JepaPolicy` unpacks. Pass it as ``rollout_buffer_class``.
+
+    The next observation is the next row, except where an episode ends (the true last observation, terminal or
+    truncated) and in the last row. Only these exceptions are stored. They are reported by
+    :class:`~sb3_jepa.JepaCallback`; without it these rows are marked as not valid. A pair never crosses the border of
+    an episode.
+
+    The parameters are those of ``RolloutBuffer``.
+    """
+
+    def reset(self) -> None:
+        """Reset the buffer."""
+        super().reset()
+        self._exceptions: list[np.ndarray] = []
+        # Where the next observation of a row stands among the exceptions; -1: it is the next row
+        self._exception_index = np.full((self.buffer_size, self.n_envs), -1, dtype=np.int64)
+        self._last_observations: np.ndarray | None = None
+
+    def record_step(self, new_obs: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """
+        Note what a step led to. To be called before the step is added, as ``BaseCallback.on_step`` is.
+
+        :param new_obs: Observations after the step; where an episode ended, the first of the next one
+        :param dones: Whether the step ended an episode
+        :param infos: With the key ``"terminal_observation"`` where the step ended an episode
+        """
+        for env_index in np.flatnonzero(dones):
+            terminal_observation = infos[env_index].get("terminal_observation")
+            if terminal_observation is not None:
+                self._exception_index[self.pos, env_index] = len(self._exceptions)
+                self._exceptions.append(np.asarray(terminal_observation))
+        self._last_observations = new_obs
+        self._last_dones = dones
+
+    def _link_next_observations(self) -> None:
+        """Number every row's next observation as ``get()`` will flatten the rows, and the exceptions after them."""
+        n_rows = self.buffer_size * self.n_envs
+        # Environment by environment, as swap_and_flatten() does
+        row_index = np.arange(n_rows).reshape(self.n_envs, self.buffer_size).T
+        exception_index = self._exception_index
+        is_last_of_episode = np.zeros((self.buffer_size, self.n_envs), dtype=bool)
+        is_last_of_episode[:-1] = self.episode_starts[1:] > 0
+        is_last_of_episode[-1] = True
+        if self._last_observations is not None:
+            for env_index in np.flatnonzero(~self._last_dones.astype(bool)):
+                exception_index[-1, env_index] = len(self._exceptions)
+                self._exceptions.append(np.asarray(self._last_observations[env_index]))
+        is_exception = exception_index >= 0
+        is_unknown = is_last_of_episode & ~is_exception
+        next_index = np.where(is_exception, n_rows + exception_index, np.where(is_unknown, row_index, row_index + 1))
+        self._next_index = self.swap_and_flatten(next_index).flatten()
+        self._valid = 1.0 - self.swap_and_flatten(is_unknown).flatten().astype(np.float32)
+        self._exception_observations = np.array(self._exceptions, self.observations.dtype).reshape(-1, *self.obs_shape)
+
+    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
+        """
+        :param batch_size: Number of steps in a batch; ``None`` for all
+        :return: Batches whose ``observations`` are :class:`Transitions`
+        """
+        if not self.generator_ready:
+            self._link_next_observations()
+        yield from super().get(batch_size)
+
+    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> RolloutBufferSamples:
+        samples = super()._get_samples(batch_inds, env)
+        next_index = self._next_index[batch_inds]
+        is_exception = next_index >= len(self._next_index)
+        next_observations = self.observations[np.where(is_exception, batch_inds, next_index)]
+        next_observations[is_exception] = self._exception_observations[next_index[is_exception] - len(self._next_index)]
+        transitions = Transitions(
+            samples.observations,
+            samples.actions,
+            self.to_torch(next_observations, copy=False),
+            self.to_torch(self._valid[batch_inds], copy=False),
+        )
+        return samples._replace(observations=transitions)  # type: ignore[arg-type]

@@ -1,0 +1,116 @@
+"""What a JEPA needs from a running training, and what it tells about itself."""
+
+import warnings
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_jepa.buffers import JepaRolloutBuffer
+from sb3_jepa.diagnostics import effective_rank
+from sb3_jepa.policies import JepaPolicy
+
+# Below this embedding variance the paper speaks of collapse (JEPA for RL, arXiv 2504.16591)
+COLLAPSED_VARIANCE = 1e-7
+# ... and this fraction of what it was at the start is no accident
+COLLAPSED_FRACTION = 1e-3
+
+
+class JepaCallback(BaseCallback):
+    """
+    Accompanies the training of a :class:`~sb3_jepa.JepaPolicy`. The algorithms of ``sb3_jepa`` add one by themselves;
+    one of your own takes its place.
+
+    - Before the first rollout it collects ``standardize_frames`` observations with the untrained policy, from which the
+      input statistics are measured. Nothing is learned from them, but they are time steps like all others: they are
+      counted, and other callbacks see them.
+    - It reports terminal observations to the rollout buffer.
+    - It moves the target encoder's momentum along its schedule.
+    - After each update it logs ``jepa/prediction_loss``, ``jepa/variance_loss``, ``jepa/embedding_variance``,
+      ``jepa/effective_rank`` and ``jepa/momentum``, and warns once if the encoder collapses.
+
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :raises ValueError: When the training starts, if the model has no ``JepaPolicy``
+    """
+
+    model: OnPolicyAlgorithm
+
+    def __init__(self, verbose: int = 0):
+        super().__init__(verbose)
+        self._first_variance: float | None = None
+        self._warned_collapse = False
+        self._measuring = False
+
+    @property
+    def policy(self) -> JepaPolicy:
+        """The policy that is trained."""
+        return self.model.policy  # type: ignore[return-value]
+
+    def _on_training_start(self) -> None:
+        if not isinstance(self.model.policy, JepaPolicy):
+            raise ValueError(f"JepaCallback needs a model with a JepaPolicy, got {type(self.model.policy).__name__}")
+        self.policy.reset_log()
+
+    def _on_rollout_start(self) -> None:
+        if self._measuring:
+            return
+        self._log_update()
+        self.policy.objective.update_momentum(self.model._current_progress_remaining)
+        self._measure_inputs()
+
+    def _on_step(self) -> bool:
+        buffer = self.locals["rollout_buffer"]
+        if isinstance(buffer, JepaRolloutBuffer):
+            buffer.record_step(self.locals["new_obs"], self.locals["dones"], self.locals["infos"])
+        return True
+
+    def _on_training_end(self) -> None:
+        self._log_update()
+        # The last update's scalars would otherwise wait for a rollout that never comes
+        self.logger.dump(step=self.num_timesteps)
+
+    def _measure_inputs(self) -> None:
+        """
+        Collect observations without learning from them. They go through ``collect_rollouts``, so that time steps,
+        episode statistics and the other callbacks take part as ever.
+        """
+        buffer = self.model.rollout_buffer
+        while (n_missing := self.policy.n_inputs_to_measure) > 0:
+            n_steps = min(buffer.buffer_size, -(-n_missing // buffer.n_envs))
+            self._measuring = True
+            try:
+                completed = self.model.collect_rollouts(self.training_env, self.locals["callback"], buffer, n_steps)
+            finally:
+                self._measuring = False
+            if not completed:
+                return
+            self.policy.measure_inputs(np.concatenate(buffer.observations[:n_steps]))
+            buffer.reset()
+
+    def _log_update(self) -> None:
+        """Record the scalars of the update that has just ended, if there was one."""
+        terms = self.policy.mean_terms()
+        if not terms:
+            return
+        for name, value in terms.items():
+            self.logger.record(f"jepa/{name}", value)
+        self.logger.record("jepa/effective_rank", float(effective_rank(th.cat(list(self.policy.recent_embeddings)))))
+        self.logger.record("jepa/momentum", self.policy.objective.momentum)
+        self._warn_if_collapsed(terms["embedding_variance"])
+        self.policy.reset_log()
+
+    def _warn_if_collapsed(self, variance: float) -> None:
+        if self._first_variance is None:
+            self._first_variance = variance
+        threshold = max(COLLAPSED_VARIANCE, COLLAPSED_FRACTION * self._first_variance)
+        if variance < threshold and not self._warned_collapse:
+            self._warned_collapse = True
+            warnings.warn(
+                f"The encoder has collapsed: its embedding variance is {variance:.1e}, it began with "
+                f"{self._first_variance:.1e}. It now tells observations hardly apart, however small the prediction "
+                "loss is. Cure: a variance loss (`objective_kwargs=dict(variance_coef=1.0)`), the actor's and critic's "
+                "gradient (`rl_gradient=True`), or a smaller `prediction_coef`, all in `policy_kwargs`.",
+                UserWarning,
+                stacklevel=2,
+            )

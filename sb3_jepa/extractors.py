@@ -1,0 +1,103 @@
+"""Features extractors: the context encoder as Stable-Baselines3 knows it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from sb3_jepa.parts import InputStandardization, PatchTokenizer, TransformerEncoder
+
+
+class JepaExtractor(BaseFeaturesExtractor):
+    """
+    Vision transformer over the patches of the stacked frames; the class token's output is the features (the embedding).
+    Usable as ``features_extractor_class`` of any Stable-Baselines3 algorithm.
+
+    Its initialisation is its own: ``ortho_init``, which Stable-Baselines3 applies to a finished extractor, is ignored.
+
+    :param observation_space: Images, channels first: ``(frames * channels, height, width)``
+    :param embed_dim: Width of the transformer and of the features
+    :param patch_size: Side of a square patch in pixels; must divide height and width
+    :param depth: Number of transformer blocks
+    :param num_heads: Attention heads per block, a divisor of ``embed_dim``
+    :param mlp_ratio: Hidden width of each block's MLP as a multiple of ``embed_dim``
+    :param frames: Number of frames stacked in the channels of an observation, of 1 (grey) or 3 (RGB) channels each
+    :param frames_as: ``"tokens"``: each patch of each frame is a token, as in the paper. ``"channels"``: the patches of
+        one place in all frames form one token; ``frames`` times fewer tokens, and faster by about as much.
+    :param final_norm: Whether a LayerNorm closes the transformer
+    :param standardize_frames: From how many observations to measure the statistics that standardise the input, before
+        anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` collects them.
+    :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
+        checks), as in Stable-Baselines3's ``NatureCNN``
+    :raises ValueError: If the observations are not channels-first images, or do not fit ``patch_size`` or ``frames``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        embed_dim: int = 64,
+        patch_size: int = 16,
+        depth: int = 2,
+        num_heads: int = 4,
+        mlp_ratio: float = 2.0,
+        frames: int = 3,
+        frames_as: str = "channels",
+        final_norm: bool = False,
+        standardize_frames: int = 2048,
+        normalized_image: bool = False,
+    ):
+        if not isinstance(observation_space, spaces.Box) or not is_image_space(
+            observation_space, normalized_image=normalized_image
+        ):
+            raise ValueError(
+                "JepaExtractor takes images: a 3-dimensional Box of dtype uint8 with bounds 0 and 255 "
+                "(or already normalized images with `normalize_images=False` in `policy_kwargs`), "
+                f"got {observation_space}"
+            )
+        if not is_image_space_channels_first(observation_space):
+            raise ValueError(
+                "JepaExtractor takes channels-first images (channels, height, width), "
+                f"got shape {observation_space.shape}. Wrap the environment in VecTransposeImage"
+            )
+        n_channels, height, width = observation_space.shape
+        if frames <= 0 or n_channels not in (frames, 3 * frames):
+            raise ValueError(
+                f"`frames` does not match the stack: frames={frames} frames of 1 or 3 channels each "
+                f"cannot fill the {n_channels} channels of an observation of shape {observation_space.shape}"
+            )
+        if standardize_frames < 0:
+            raise ValueError(f"`standardize_frames` must not be negative, got {standardize_frames}")
+        super().__init__(observation_space, features_dim=embed_dim)
+        tokenizer = PatchTokenizer(frames, n_channels // frames, height, width, patch_size, embed_dim, frames_as)
+        self.standardize_frames = standardize_frames
+        self.standardization = InputStandardization(observation_space.shape)
+        self.encoder = TransformerEncoder(tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm)
+
+    @property
+    def n_inputs_to_measure(self) -> int:
+        """Number of observations that the input statistics still lack."""
+        return max(0, self.standardize_frames - int(self.standardization.n_seen))
+
+    def apply(self, fn: Callable[[nn.Module], Any]) -> "JepaExtractor":
+        """
+        Apply a function to all submodules, except Stable-Baselines3's ``ortho_init``, which would replace the
+        transformer's initialisation, or pretrained weights, without a word.
+
+        :param fn: Function to apply
+        """
+        if isinstance(fn, partial) and fn.func is BasePolicy.init_weights:
+            return self
+        return super().apply(fn)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: Preprocessed images ``(batch, frames * channels, height, width)``
+        :return: Embedding ``(batch, embed_dim)``
+        """
+        return self.encoder(self.standardization(observations))

@@ -1,0 +1,99 @@
+"""JEPA for RL: predict the next observation's embedding, given the action."""
+
+from collections.abc import Callable
+
+import torch as th
+from torch import nn
+
+from sb3_jepa.parts.losses import embedding_variance, prediction_loss, variance_loss
+from sb3_jepa.parts.predictors import ActionConditionedPredictor
+from sb3_jepa.parts.targets import MomentumEncoder
+
+
+class NextLatentPrediction(nn.Module):
+    r"""
+    *JEPA for RL* (Kenneweg, Kenneweg, Hammer 2025, arXiv 2504.16591): a predictor that knows the action guesses the
+    embedding of the next observation as a momentum copy of the encoder sees it,
+
+    .. math:: L = c_p\,\lVert g_\phi(s_x, a) - \mathrm{sg}(s_y) \rVert_2^2
+              - c_v \min\left(1, \frac{1}{d}\sum_i \mathrm{Var}(s_x)_i\right)
+
+    (eq. 1 and 2), with :math:`s_x = f_\theta(x)` and :math:`s_y = f_{\bar\theta}(y)`.
+
+    :param encoder: The context encoder; the target encoder starts as its copy
+    :param embed_dim: Width of the embedding
+    :param action_dim: Width of the encoded action
+    :param momentum: ``m`` of the target encoder in [0, 1], or a schedule of the remaining progress (from 1 to 0)
+    :param prediction_coef: Weight of the prediction loss; 0 switches the target's forward pass off
+    :param variance_coef: Weight of the variance loss
+    :param hidden_dim: Hidden width of the predictor
+    :raises ValueError: If the momentum leaves [0, 1] or a coefficient is negative
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        embed_dim: int,
+        action_dim: int,
+        momentum: float | Callable[[float], float] = 0.99,
+        prediction_coef: float = 1.0,
+        variance_coef: float = 0.0,
+        hidden_dim: int = 128,
+    ):
+        super().__init__()
+        for name, coefficient in dict(prediction_coef=prediction_coef, variance_coef=variance_coef).items():
+            if not coefficient >= 0:
+                raise ValueError(f"`{name}` must not be negative, got {coefficient}")
+        self.momentum_schedule = momentum if callable(momentum) else None
+        # A schedule that goes wrong should do so now and not in the middle of the training
+        for progress_remaining in (0.0, 0.5, 1.0):
+            self.momentum = self._momentum_at(momentum, progress_remaining)
+        self.prediction_coef = prediction_coef
+        self.variance_coef = variance_coef
+        self.target_encoder = MomentumEncoder(encoder)
+        self.predictor = ActionConditionedPredictor(embed_dim, action_dim, hidden_dim)
+
+    @staticmethod
+    def _momentum_at(momentum: float | Callable[[float], float], progress_remaining: float) -> float:
+        value = float(momentum(progress_remaining) if callable(momentum) else momentum)
+        if not 0.0 <= value <= 1.0:
+            where = f" at progress_remaining={progress_remaining}" if callable(momentum) else ""
+            raise ValueError(f"`momentum` must lie in [0, 1], got {value}{where}")
+        return value
+
+    def update_momentum(self, progress_remaining: float) -> None:
+        """
+        Follow the momentum's schedule, if it has one.
+
+        :param progress_remaining: Remaining progress of the training, from 1 to 0
+        """
+        if self.momentum_schedule is not None:
+            self.momentum = self._momentum_at(self.momentum_schedule, progress_remaining)
+
+    def update_target(self, encoder: nn.Module) -> None:
+        """
+        Move the target encoder one step of momentum. To be called after each optimiser step.
+
+        :param encoder: The context encoder
+        """
+        self.target_encoder.update(encoder, self.momentum)
+
+    def forward(
+        self, embedding: th.Tensor, actions: th.Tensor, next_observations: th.Tensor, valid: th.Tensor | None = None
+    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """
+        :param embedding: Context embedding ``(batch, embed_dim)``, with its gradient
+        :param actions: Encoded actions ``(batch, action_dim)``
+        :param next_observations: What the encoder takes, of the next time step
+        :param valid: ``(batch,)``, 1 where the next observation belongs to the same episode and is known
+        :return: The weighted loss, a scalar, and its unweighted terms for the logger, without gradient
+        """
+        # Where it is only a gauge it needs no gradient
+        variance = embedding_variance(embedding if self.variance_coef > 0 else embedding.detach())
+        terms = {"embedding_variance": variance, "variance_loss": variance_loss(variance)}
+        loss = self.variance_coef * terms["variance_loss"]
+        if self.prediction_coef > 0:
+            prediction = self.predictor(embedding, actions)
+            terms["prediction_loss"] = prediction_loss(prediction, self.target_encoder(next_observations), valid)
+            loss = loss + self.prediction_coef * terms["prediction_loss"]
+        return loss, {name: term.detach() for name, term in terms.items()}

@@ -1,0 +1,20 @@
+"""The parts every objective is made of. Pure PyTorch: nothing here knows Stable-Baselines3."""
+
+from sb3_jepa.parts.losses import attach_loss, embedding_variance, prediction_loss, variance_loss
+from sb3_jepa.parts.predictors import ActionConditionedPredictor
+from sb3_jepa.parts.standardization import InputStandardization
+from sb3_jepa.parts.targets import MomentumEncoder
+from sb3_jepa.parts.tokenizers import PatchTokenizer
+from sb3_jepa.parts.transformer import TransformerEncoder
+
+__all__ = [
+    "ActionConditionedPredictor",
+    "InputStandardization",
+    "MomentumEncoder",
+    "PatchTokenizer",
+    "TransformerEncoder",
+    "attach_loss",
+    "embedding_variance",
+    "prediction_loss",
+    "variance_loss",
+]

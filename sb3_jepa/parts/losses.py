@@ -1,0 +1,81 @@
+"""Loss terms, each a pure function, and the means to attach one to somebody else's backward pass."""
+
+from typing import Any
+
+import torch as th
+
+
+def prediction_loss(prediction: th.Tensor, target: th.Tensor, valid: th.Tensor | None = None) -> th.Tensor:
+    r"""
+    Squared Euclidean distance, averaged over the batch: :math:`\lVert \hat s_y - s_y \rVert_2^2`
+    (*JEPA for RL*, arXiv 2504.16591, eq. 1).
+
+    :param prediction: Predicted embedding ``(batch, embed_dim)``
+    :param target: Target embedding ``(batch, embed_dim)``; no gradient flows into it
+    :param valid: ``(batch,)``, 1 for pairs that count and 0 for those that do not; ``None`` when all do
+    :return: Scalar; 0 if no pair counts
+    :raises ValueError: If the shapes differ
+    """
+    if prediction.shape != target.shape or prediction.ndim != 2:
+        raise ValueError(
+            "prediction and target must have one shape (batch, embed_dim), "
+            f"got {tuple(prediction.shape)} and {tuple(target.shape)}"
+        )
+    distance = (prediction - target.detach()).square().sum(dim=1)
+    if valid is None:
+        return distance.mean()
+    if valid.shape != distance.shape:
+        raise ValueError(f"valid must have shape {tuple(distance.shape)}, got {tuple(valid.shape)}")
+    return (distance * valid).sum() / valid.sum().clamp(min=1.0)
+
+
+def embedding_variance(embedding: th.Tensor) -> th.Tensor:
+    r"""
+    Variance over the batch, mean over the dimensions: :math:`\frac{1}{d}\sum_i \mathrm{Var}(s_x)_i`, the paper's gauge
+    of collapse (below 1e-7: collapsed). The population variance, so that a batch of one gives 0 and not NaN.
+
+    :param embedding: ``(batch, embed_dim)``
+    :return: Scalar
+    :raises ValueError: If the embedding is not two-dimensional
+    """
+    if embedding.ndim != 2:
+        raise ValueError(f"embedding must have shape (batch, embed_dim), got {tuple(embedding.shape)}")
+    return embedding.var(dim=0, correction=0).mean()
+
+
+def variance_loss(variance: th.Tensor) -> th.Tensor:
+    r"""
+    Reward for variance, up to 1: :math:`-\min\left(1, \frac{1}{d}\sum_i \mathrm{Var}(s_x)_i\right)`
+    (*JEPA for RL*, arXiv 2504.16591, eq. 2). It bounds the mean over the dimensions only: single ones may collapse.
+
+    :param variance: The embedding variance, see :func:`embedding_variance`
+    :return: Scalar in [-1, 0]
+    """
+    return -variance.clamp(max=1.0)
+
+
+class _AttachLoss(th.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: th.Tensor, loss: th.Tensor) -> th.Tensor:
+        if loss.ndim != 0:
+            raise ValueError(f"The attached loss must be a scalar, got shape {tuple(loss.shape)}")
+        ctx.dtype = loss.dtype
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor]:  # type: ignore[override]
+        return grad, th.ones((), dtype=ctx.dtype, device=grad.device)
+
+
+def attach_loss(tensor: th.Tensor, loss: th.Tensor) -> th.Tensor:
+    """
+    Add ``loss`` to whatever loss is computed from the returned tensor: the identity in the forward pass, a gradient of
+    one into ``loss`` in the backward pass. Stable-Baselines3's own ``loss.backward()`` then trains both, with its
+    gradient clipping and one optimiser step, and its ``train()`` stays as it is.
+
+    :param tensor: A tensor on the way to the other loss
+    :param loss: Scalar loss to attach
+    :return: ``tensor``, with the loss attached
+    :raises ValueError: If ``loss`` is not a scalar
+    """
+    return _AttachLoss.apply(tensor, loss)

@@ -1,0 +1,326 @@
+"""Actor-critic policy that learns a JEPA objective in the same backward pass."""
+
+import inspect
+import io
+import pathlib
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+
+from sb3_jepa.buffers import JepaRolloutBuffer, Transitions
+from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.parts import attach_loss
+from sb3_jepa.saving import replace_when_complete
+
+# Embeddings of this many minibatches are kept for the effective rank
+N_RECENT_EMBEDDINGS = 8
+
+
+class JepaPolicy(ActorCriticPolicy):
+    """
+    Actor-critic policy whose features extractor also learns a JEPA objective: by default *JEPA for RL* (arXiv
+    2504.16591), the class token of a vision transformer that predicts its own future. The objective's loss is attached
+    to the features, so that the algorithm's own backward pass and optimiser step train everything at once.
+
+    It needs transitions, and gets them from :class:`~sb3_jepa.JepaRolloutBuffer`; ``sb3_jepa.PPO`` brings it along.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param features_extractor_class: The context encoder
+    :param features_extractor_kwargs: Keyword arguments to pass to the features extractor
+    :param objective_class: What the encoder learns beside the policy
+    :param objective_kwargs: Keyword arguments to pass to the objective, such as ``momentum``, ``prediction_coef`` and
+        ``variance_coef``
+    :param rl_gradient: Whether the gradient of the actor's and critic's losses may reach the encoder. If not, actor and
+        critic still learn, from an embedding that only the objective shapes.
+    :param share_features_extractor: Must be True: actor and critic read one embedding
+    :param normalize_images: Whether to normalize images or not, dividing by 255.0 (True by default)
+    :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
+    :param optimizer_kwargs: Additional keyword arguments to pass to the optimizer. Adam gets Stable-Baselines3's
+        ``eps=1e-5`` and the faster ``fused=True`` unless they are given.
+    :param kwargs: The further parameters of ``ActorCriticPolicy``
+    :raises ValueError: If an argument is out of range, or if the algorithm that builds the policy has no rollout buffer
+        that yields transitions
+    """
+
+    objective: NextLatentPrediction
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] = JepaExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        objective_class: type[NextLatentPrediction] = NextLatentPrediction,
+        objective_kwargs: dict[str, Any] | None = None,
+        rl_gradient: bool = True,
+        share_features_extractor: bool = True,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        _check_algorithm()
+        if not share_features_extractor:
+            raise ValueError(
+                "`share_features_extractor` must be True, got False: JepaPolicy trains the one encoder that the actor "
+                "and the critic share"
+            )
+        self.objective_class = objective_class
+        self.objective_kwargs = objective_kwargs or {}
+        self.rl_gradient = rl_gradient
+        features_extractor_kwargs = dict(features_extractor_kwargs or {})
+        # As Stable-Baselines3 does for its own CNN
+        if not normalize_images and issubclass(features_extractor_class, JepaExtractor):
+            features_extractor_kwargs["normalized_image"] = True
+        optimizer_kwargs = dict(optimizer_kwargs or {})
+        if optimizer_class is th.optim.Adam:
+            optimizer_kwargs = {"eps": 1e-5, "fused": True, **optimizer_kwargs}
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            **kwargs,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """
+        Create the networks, the objective and the optimizer.
+
+        :param lr_schedule: Learning rate schedule, lr_schedule(1) is the initial learning rate
+        """
+        super()._build(lr_schedule)
+        self.objective = self.objective_class(
+            self.features_extractor,
+            embed_dim=self.features_dim,
+            action_dim=get_flattened_obs_dim(self.action_space),
+            **self.objective_kwargs,
+        )
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self._register_optimizer_hooks()
+
+    def _register_optimizer_hooks(self) -> None:
+        # Set by every minibatch whose features carry the objective's loss, cleared by the optimiser step
+        self._loss_attached = False
+        self._warned_not_standardized = False
+        self.reset_log()
+        self.optimizer.register_step_pre_hook(lambda *_: self._check_loss_attached())
+        self.optimizer.register_step_post_hook(lambda *_: self.objective.update_target(self.features_extractor))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies and unpickled policies: an optimiser does not carry its hooks along
+        super().__setstate__(state)
+        self._register_optimizer_hooks()
+
+    def _check_loss_attached(self) -> None:
+        if not self._loss_attached:
+            raise RuntimeError(
+                "JepaPolicy was about to be trained without its JEPA loss, since it was given observations and not "
+                "transitions. Train it with an algorithm of sb3_jepa, or with "
+                "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer`"
+            )
+        self._loss_attached = False
+
+    def extract_features(  # type: ignore[override]
+        self, obs: PyTorchObs | Transitions, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor:
+        """
+        Preprocess the observation if needed and extract features. Given transitions, the embedding that is returned for
+        actor and critic also carries the objective's loss.
+
+        :param obs: Observation, or transitions
+        :param features_extractor: The features extractor to use. If None, then ``self.features_extractor`` is used.
+        :return: The features ``(batch, embed_dim)``
+        """
+        observations = obs.observations if isinstance(obs, Transitions) else obs
+        embedding = super().extract_features(observations, features_extractor)
+        assert isinstance(embedding, th.Tensor)
+        features = embedding if self.rl_gradient else embedding.detach()
+        if isinstance(obs, Transitions) and th.is_grad_enabled():
+            loss, terms = self.objective(
+                embedding,
+                self._encode_actions(obs.actions),
+                preprocess_obs(obs.next_observations, self.observation_space, normalize_images=self.normalize_images),
+                obs.valid,
+            )
+            # Coefficients of 0 leave a constant, which has no gradient to attach
+            if loss.requires_grad:
+                features = attach_loss(features, loss)
+            self._loss_attached = True
+            self._log(embedding.detach(), terms)
+        return features
+
+    def _encode_actions(self, actions: th.Tensor) -> th.Tensor:
+        """
+        One-hot for discrete actions; continuous ones as the environment executes them, scaled to [-1, 1].
+
+        :param actions: As the rollout buffer stores them, ``(batch, action dim)``
+        :return: ``(batch, encoded action dim)``
+        """
+        if isinstance(self.action_space, spaces.Box):
+            # A squashed action is scaled to the bounds already
+            if self.squash_output:
+                return actions
+            low, high = (
+                th.as_tensor(bound, dtype=actions.dtype, device=actions.device).flatten()
+                for bound in (self.action_space.low, self.action_space.high)
+            )
+            return 2.0 * (actions.clamp(low, high) - low) / (high - low) - 1.0
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.flatten()
+        encoded = preprocess_obs(actions, self.action_space)
+        assert isinstance(encoded, th.Tensor)
+        return encoded.flatten(1)
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Forward pass in all the networks (actor and critic)
+
+        :param obs: Observation
+        :param deterministic: Whether to sample or use deterministic actions
+        :return: action, value and log probability of the action
+        :raises ValueError: If the observation contains NaN or infinite values
+        """
+        if isinstance(obs, th.Tensor) and obs.is_floating_point() and not th.isfinite(obs).all():
+            raise ValueError("The observations contain NaN or infinite values; check the environment and its wrappers")
+        return super().forward(obs, deterministic)
+
+    def measure_inputs(self, observations: np.ndarray) -> None:
+        """
+        Merge observations into the statistics that standardise the input, for context and target encoder alike. Changes
+        the function that the policy computes: only to be called between an update and the next rollout.
+
+        :param observations: ``(samples, *observation shape)``
+        """
+        inputs = preprocess_obs(
+            th.as_tensor(observations, device=self.device),
+            self.observation_space,
+            normalize_images=self.normalize_images,
+        )
+        assert isinstance(inputs, th.Tensor)
+        assert isinstance(self.features_extractor, JepaExtractor)
+        self.features_extractor.standardization.update(inputs)
+        self.objective.target_encoder.copy_buffers(self.features_extractor)
+
+    @property
+    def n_inputs_to_measure(self) -> int:
+        """Number of observations that the input statistics still lack."""
+        extractor = self.features_extractor
+        return extractor.n_inputs_to_measure if isinstance(extractor, JepaExtractor) else 0
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Put the policy in either training or evaluation mode. The target encoder stays in evaluation mode.
+
+        :param mode: if true, set to training mode, else set to evaluation mode
+        """
+        if mode and not self._warned_not_standardized and self.n_inputs_to_measure > 0:
+            self._warned_not_standardized = True
+            warnings.warn(
+                "JepaPolicy trains on inputs that were not standardised, on which its encoder may collapse. "
+                "Pass `callback=sb3_jepa.JepaCallback()` to learn(), or say `standardize_frames=0` in "
+                "`features_extractor_kwargs` if the observations are standardised already.",
+                UserWarning,
+                stacklevel=2,
+            )
+        super().set_training_mode(mode)
+
+    def _log(self, embedding: th.Tensor, terms: dict[str, th.Tensor]) -> None:
+        self.recent_embeddings.append(embedding)
+        for name, term in terms.items():
+            self._term_sums[name] = self._term_sums[name] + term if name in self._term_sums else term
+        self._n_logged += 1
+
+    def reset_log(self) -> None:
+        """Forget the objective's terms and embeddings of past minibatches."""
+        self.recent_embeddings: deque[th.Tensor] = deque(maxlen=N_RECENT_EMBEDDINGS)
+        self._term_sums: dict[str, th.Tensor] = {}
+        self._n_logged = 0
+
+    def mean_terms(self) -> dict[str, float]:
+        """
+        The objective's terms, averaged over the minibatches since :meth:`reset_log`.
+
+        :return: Empty if there was none
+        """
+        return {name: float(term_sum) / self._n_logged for name, term_sum in self._term_sums.items()}
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            objective_class=self.objective_class,
+            objective_kwargs=self.objective_kwargs,
+            rl_gradient=self.rl_gradient,
+            share_features_extractor=self.share_features_extractor,
+        )
+        return data
+
+    def save(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:  # type: ignore[override]
+        """
+        Save model to a given location. If that fails, an older file stays as it was.
+
+        :param path: Where to save
+        """
+        with replace_when_complete(path) as unfinished:
+            super().save(unfinished)  # type: ignore[arg-type]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """
+        Copy parameters and buffers from a state dict.
+
+        :param state_dict: As of :meth:`state_dict`
+        :param strict: Whether the keys must be those of this policy
+        :param assign: See ``torch.nn.Module.load_state_dict``
+        :raises ValueError: If strict and keys are missing or unknown. (Stable-Baselines3 takes PyTorch's own error for
+            the sign of a file older than its 1.7.0, and then goes on with whatever fits.)
+        """
+        own = self.state_dict().keys()
+        unknown, missing = sorted(set(state_dict) - set(own)), sorted(set(own) - set(state_dict))
+        if strict and (unknown or missing):
+            raise ValueError(
+                "The file was saved from a policy with other parts, or by another version of sb3_jepa. "
+                f"Unknown keys: {unknown or 'none'}. Missing keys: {missing or 'none'}"
+            )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _check_algorithm() -> None:
+    """
+    Raise if a Stable-Baselines3 algorithm is building the policy that has no transitions to train it with.
+
+    An algorithm makes its rollout buffer, then its policy, and tells the policy nothing about either: to object before
+    the first rollout there is only the call stack. Should that fail, the optimiser's hook still objects.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        algorithm = frame.f_locals.get("self") if frame.f_code.co_name == "_setup_model" else None
+        if isinstance(algorithm, OnPolicyAlgorithm):
+            buffer = getattr(algorithm, "rollout_buffer", None)
+            if not isinstance(buffer, JepaRolloutBuffer):
+                raise ValueError(
+                    f"JepaPolicy cannot learn its objective from the rollout buffer {type(buffer).__name__}, which has "
+                    f"no next observations: use `sb3_jepa.{type(algorithm).__name__}`, or pass "
+                    "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer`"
+                )
+            return
+        frame = frame.f_back

@@ -1,0 +1,71 @@
+"""Environments the tests share."""
+
+import os
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_jepa.envs import make_pixel_vec_env
+
+th.set_num_threads(1)
+
+# A small encoder that measures its inputs quickly: what a test needs that is not about either
+SMALL_EXTRACTOR = dict(embed_dim=16, num_heads=2, standardize_frames=32)
+SMALL_POLICY = dict(features_extractor_kwargs=SMALL_EXTRACTOR, net_arch=[16])
+SMALL_PPO = dict(n_steps=16, batch_size=16, n_epochs=2, seed=0, device="cpu")
+
+
+class CountingImageEnv(gym.Env):
+    """
+    Images that say where they come from: channel 0 holds the number of the environment, channel 1 that of the episode,
+    channel 2 the time step. Episodes end after ``lengths[episode]`` steps, in turn by termination and truncation.
+    """
+
+    def __init__(self, number: int, lengths: tuple[int, ...], action_space: spaces.Space | None = None):
+        self.observation_space = spaces.Box(0, 255, (3, 16, 16), np.uint8)
+        self.action_space = action_space or spaces.Discrete(2)
+        self.number, self.lengths = number, lengths
+        self.episode, self.time = -1, 0
+
+    def _observation(self) -> np.ndarray:
+        return np.full((16, 16, 3), (self.number, self.episode, self.time), dtype=np.uint8).transpose(2, 0, 1)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.time = self.episode + 1, 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.time += 1
+        over = self.time == self.lengths[self.episode % len(self.lengths)]
+        truncates = self.episode % 2 == 1
+        return self._observation(), 1.0, over and not truncates, over and truncates, {}
+
+
+# Of three environments: short episodes, and one that outlasts a rollout
+EPISODE_LENGTHS = ((3, 5, 4), (7, 2, 6), (60,))
+
+
+def make_counting_env(lengths=EPISODE_LENGTHS, action_space: spaces.Space | None = None) -> VecEnv:
+    """One :class:`CountingImageEnv` for each row of episode lengths."""
+    numbers = iter(range(len(lengths)))
+
+    def make():
+        number = next(numbers)
+        return CountingImageEnv(number, lengths[number], action_space)
+
+    return make_vec_env(make, n_envs=len(lengths), seed=0)
+
+
+@pytest.fixture
+def pixel_cartpole() -> VecEnv:
+    """Two small CartPoles, seen through three grey frames of 32 x 48 pixels."""
+    return make_pixel_vec_env("CartPole-v1", n_envs=2, seed=0, frame_size=32)

@@ -1,0 +1,80 @@
+import pytest
+import torch as th
+
+from sb3_jepa.parts import attach_loss, embedding_variance, prediction_loss, variance_loss
+
+
+def test_prediction_loss_is_the_squared_distance_averaged_over_the_batch():
+    prediction = th.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]])
+    target = th.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    # (4 + 9) and 1: summed over dimensions, averaged over the batch
+    assert prediction_loss(prediction, target).item() == pytest.approx((13.0 + 1.0) / 2)
+
+
+def test_prediction_loss_counts_valid_pairs_only():
+    prediction, target = th.tensor([[1.0, 2.0], [5.0, 5.0]]), th.zeros(2, 2)
+    assert prediction_loss(prediction, target, th.tensor([1.0, 0.0])).item() == pytest.approx(5.0)
+    assert prediction_loss(prediction, target, th.zeros(2)).item() == 0.0
+
+
+def test_prediction_loss_has_no_gradient_into_the_target():
+    prediction, target = th.randn(4, 3, requires_grad=True), th.randn(4, 3, requires_grad=True)
+    prediction_loss(prediction, target).backward()
+    assert target.grad is None
+    assert th.allclose(prediction.grad, 2 * (prediction - target).detach() / 4)
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (4, 2)), ((4,), (4,)), ((3, 3), (4, 3))])
+def test_prediction_loss_rejects_other_shapes(shapes):
+    with pytest.raises(ValueError, match="batch, embed_dim"):
+        prediction_loss(th.zeros(shapes[0]), th.zeros(shapes[1]))
+    with pytest.raises(ValueError, match="valid"):
+        prediction_loss(th.zeros(4, 3), th.zeros(4, 3), th.zeros(5))
+
+
+def test_variance_loss_by_hand():
+    # Variances 0.25 and 1 over the batch: the mean over the two dimensions is 0.625. Dividing by the number of
+    # dimensions a second time, or scaling by 0.1, is the third known mistake of the public re-implementation.
+    embedding = th.tensor([[0.0, 1.0], [1.0, 3.0]], requires_grad=True)
+    variance = embedding_variance(embedding)
+    assert variance.item() == pytest.approx(0.625)
+    loss = variance_loss(variance)
+    assert loss.item() == pytest.approx(-0.625)
+    loss.backward()
+    # d/ds_bi of -(1/d) (1/B) sum_b (s_bi - mean_i)^2 is -2 (s_bi - mean_i) / (d B)
+    assert th.allclose(embedding.grad, -2 * th.tensor([[-0.5, -1.0], [0.5, 1.0]]) / 4)
+
+
+def test_variance_loss_asks_for_no_more_than_one():
+    embedding = (10 * th.randn(64, 8)).requires_grad_()
+    loss = variance_loss(embedding_variance(embedding))
+    assert loss.item() == -1.0
+    loss.backward()
+    assert not embedding.grad.any()
+
+
+def test_embedding_variance_of_a_single_sample_is_zero():
+    assert embedding_variance(th.randn(1, 8)).item() == 0.0
+    with pytest.raises(ValueError, match="embed_dim"):
+        embedding_variance(th.randn(8))
+
+
+def test_attached_loss_is_trained_by_the_other_backward_pass():
+    weight = th.tensor(2.0, requires_grad=True)
+    x = th.randn(5, requires_grad=True)
+    attached = attach_loss(x, weight**3)
+    assert th.equal(attached, x)
+    attached.sum().backward()
+    assert th.equal(x.grad, th.ones(5))
+    assert weight.grad.item() == pytest.approx(12.0)
+
+
+def test_attached_loss_reaches_its_graph_through_a_detached_tensor():
+    weight = th.tensor(2.0, requires_grad=True)
+    (attach_loss(th.randn(5), weight * 3) * 0.0).sum().backward()
+    assert weight.grad.item() == pytest.approx(3.0)
+
+
+def test_attached_loss_must_be_a_scalar():
+    with pytest.raises(ValueError, match="scalar"):
+        attach_loss(th.zeros(3), th.zeros(2))

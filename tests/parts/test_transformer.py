@@ -1,0 +1,53 @@
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_jepa.parts import PatchTokenizer, TransformerEncoder
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("final_norm", [False, True])
+@pytest.mark.parametrize("frames_as", ["tokens", "channels"])
+def test_class_token_only_last_block_is_exact(depth, final_norm, frames_as):
+    th.manual_seed(0)
+    tokenizer = PatchTokenizer(3, 1, 16, 24, patch_size=8, embed_dim=32, frames_as=frames_as)
+    encoder = TransformerEncoder(tokenizer, 32, depth, num_heads=4, final_norm=final_norm)
+    images = th.randn(5, 3, 16, 24)
+
+    tokens = th.cat((encoder.class_token.expand(5, -1, -1), tokenizer(images)), dim=1)
+    for block in encoder.blocks:
+        tokens = block(tokens)
+    assert th.allclose(encoder(images), encoder.norm(tokens[:, 0]), atol=1e-5)
+
+
+def test_attention_matches_the_textbook():
+    th.manual_seed(0)
+    attention = TransformerEncoder(nn.Identity(), 8, 1, num_heads=2).blocks[0].attention
+    tokens = th.randn(2, 5, 8)
+    query, key, value = (part.view(2, 5, 2, 4).transpose(1, 2) for part in attention.qkv(tokens).split(8, dim=-1))
+    weights = (query @ key.transpose(-1, -2) / 4**0.5).softmax(dim=-1)
+    expected = attention.proj((weights @ value).transpose(1, 2).reshape(2, 5, 8))
+    assert th.allclose(attention(tokens), expected, atol=1e-6)
+
+
+def test_embedding_depends_on_every_patch():
+    encoder = TransformerEncoder(PatchTokenizer(3, 1, 16, 24, 8, 32, "tokens"), 32)
+    images = th.zeros(1, 3, 16, 24, requires_grad=True)
+    encoder(images).sum().backward()
+    patches = images.grad.view(3, 2, 8, 3, 8).abs().amax(dim=(2, 4))
+    assert (patches > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(embed_dim=30, num_heads=4), "num_heads"),
+        (dict(depth=0), "depth"),
+        (dict(num_heads=0), "num_heads"),
+        (dict(embed_dim=-64), "embed_dim"),
+        (dict(mlp_ratio=0.0), "mlp_ratio"),
+    ],
+)
+def test_bad_sizes(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        TransformerEncoder(nn.Identity(), **kwargs)

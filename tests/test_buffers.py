@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+
+from sb3_jepa import PPO, JepaCallback, JepaPolicy, JepaRolloutBuffer, Transitions
+from tests.conftest import EPISODE_LENGTHS, SMALL_POLICY, SMALL_PPO, make_counting_env
+
+ONE_STEP = np.array([0, 0, 1])
+
+
+def train_on_one_rollout(model, callback=None) -> Transitions:
+    """Train on one rollout, and return all the transitions that the algorithm saw of it."""
+    batches: list[Transitions] = []
+    get = model.rollout_buffer.get
+
+    def spy(batch_size=None):
+        for samples in get(batch_size):
+            batches.append(samples.observations)
+            yield samples
+
+    model.rollout_buffer.get = spy
+    model.n_epochs = 1
+    model.learn(1, callback=callback)
+    return Transitions(*(th.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+def origin(observations: th.Tensor) -> np.ndarray:
+    """Environment, episode and time of :class:`CountingImageEnv` observations: ``(batch, 3)``."""
+    assert (observations == observations[:, :, :1, :1]).all()
+    return observations[:, :, 0, 0].numpy().astype(int)
+
+
+def is_end(origins: np.ndarray) -> np.ndarray:
+    """Whether the step from here ends the episode: ``(batch,)``."""
+    lengths = [EPISODE_LENGTHS[env][episode % len(EPISODE_LENGTHS[env])] for env, episode, _ in origins]
+    return origins[:, 2] == np.array(lengths) - 1
+
+
+@pytest.mark.parametrize("n_steps", [5, 16, 23])
+@pytest.mark.parametrize("batch_size", [7, 1000])
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_every_row_has_the_true_next_observation(n_steps, batch_size):
+    kwargs = {**SMALL_PPO, "n_steps": n_steps, "batch_size": batch_size}
+    transitions = train_on_one_rollout(PPO(JepaPolicy, make_counting_env(), policy_kwargs=SMALL_POLICY, **kwargs))
+    assert (transitions.valid == 1).all()
+    here, there = origin(transitions.observations), origin(transitions.next_observations)
+    # Same environment, same episode, one step later: no pair crosses an episode, and the last row has its pair too
+    assert np.array_equal(there - here, np.broadcast_to(ONE_STEP, here.shape))
+    # Every row once
+    assert len(np.unique(here, axis=0)) == len(here) == 3 * n_steps
+    # There were terminated and truncated ends (even and odd episodes), and one episode that went on
+    if n_steps > 5:
+        assert set(here[is_end(here), 1] % 2) == {0, 1}
+    assert not is_end(here)[here[:, 0] == 2].any()
+
+
+def test_without_the_callback_unknown_pairs_are_not_valid():
+    model = stable_baselines3.PPO(
+        JepaPolicy, make_counting_env(), rollout_buffer_class=JepaRolloutBuffer, policy_kwargs=SMALL_POLICY, **SMALL_PPO
+    )
+    with pytest.warns(UserWarning, match="not standardised"):
+        transitions = train_on_one_rollout(model)
+    here, there = origin(transitions.observations), origin(transitions.next_observations)
+    valid = transitions.valid.numpy().astype(bool)
+    assert (there - here == ONE_STEP).all(axis=1)[valid].all()
+    is_last_row = np.zeros(len(here), dtype=bool)
+    for env in range(3):
+        of_env = np.flatnonzero(here[:, 0] == env)
+        is_last_row[max(of_env, key=lambda row: tuple(here[row]))] = True
+    assert np.array_equal(~valid, is_end(here) | is_last_row)
+
+
+def test_a_custom_vec_env_without_terminal_observations_masks_the_ends():
+    env = make_counting_env()
+    buffer = JepaRolloutBuffer(2, env.observation_space, env.action_space, n_envs=1)
+    observations = [np.full((1, 3, 16, 16), value, dtype=np.uint8) for value in range(3)]
+    for step in range(2):
+        buffer.record_step(observations[step + 1], np.array([step == 0]), [{}])
+        buffer.add(observations[step], np.zeros((1, 1)), np.zeros(1), np.array([step == 1]), th.zeros(1), th.zeros(1))
+    (samples,) = buffer.get()
+    transitions = samples.observations
+    rows = transitions.observations[:, 0, 0, 0].tolist()
+    assert dict(zip(rows, transitions.valid.tolist(), strict=True)) == {0: 0.0, 1: 1.0}
+
+
+def test_the_callback_serves_stock_ppo():
+    model = stable_baselines3.PPO(
+        JepaPolicy, make_counting_env(), rollout_buffer_class=JepaRolloutBuffer, policy_kwargs=SMALL_POLICY, **SMALL_PPO
+    )
+    transitions = train_on_one_rollout(model, callback=JepaCallback())
+    assert (transitions.valid == 1).all()
+    difference = origin(transitions.next_observations) - origin(transitions.observations)
+    assert (difference == ONE_STEP).all()

@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.utils import LinearSchedule
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sb3_jepa import PPO, JepaCallback, JepaPolicy, JepaRolloutBuffer
+from tests.conftest import SMALL_POLICY, SMALL_PPO, make_counting_env
+
+SCALARS = {
+    "jepa/prediction_loss",
+    "jepa/variance_loss",
+    "jepa/embedding_variance",
+    "jepa/effective_rank",
+    "jepa/momentum",
+}
+
+
+class CountSteps(BaseCallback):
+    """What any other callback sees of the training."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_trained, self.observations = [], []
+
+    def _on_step(self) -> bool:
+        self.n_trained.append(self.model._n_updates)
+        self.observations.append(self.model._last_obs.copy())
+        return True
+
+
+def test_scalars_reach_tensorboard_after_each_update(pixel_cartpole, tmp_path):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, tensorboard_log=str(tmp_path), **SMALL_PPO)
+    model.learn(32 + 3 * 32)
+    events = EventAccumulator(str(tmp_path / "PPO_1")).Reload()
+    assert set(events.Tags()["scalars"]) >= SCALARS
+    for name in SCALARS:
+        # One point for each of the three updates, the last one included
+        assert [event.step for event in events.Scalars(name)] == [96, 128, 128], name
+    assert all(event.value == pytest.approx(0.99) for event in events.Scalars("jepa/momentum"))
+    assert all(event.value > 0 for event in events.Scalars("jepa/prediction_loss"))
+    for variance, loss in zip(
+        events.Scalars("jepa/embedding_variance"), events.Scalars("jepa/variance_loss"), strict=True
+    ):
+        assert variance.value > 0
+        assert -1 <= loss.value < 0
+    assert all(1 <= event.value <= 16 for event in events.Scalars("jepa/effective_rank"))
+
+
+@pytest.mark.parametrize("callback", [None, [], CountSteps(), lambda *_: True])
+def test_ppo_adds_one_by_itself(pixel_cartpole, callback, tmp_path):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(64, callback=callback)
+    assert set((tmp_path / "progress.csv").read_text().splitlines()[0].split(",")) >= SCALARS
+
+
+def test_the_users_own_takes_its_place(pixel_cartpole):
+    class Mine(JepaCallback):
+        n_logged = 0
+
+        def _log_update(self) -> None:
+            self.n_logged += bool(self.policy.mean_terms())
+            super()._log_update()
+
+    mine = Mine()
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    model.learn(
+        32 + 64, callback=[CountSteps(), stable_baselines3.common.callbacks.EveryNTimesteps(8, mine)][:1] + [mine]
+    )
+    # A second callback beside it would have taken half of them away
+    assert mine.n_logged == 2
+
+
+def test_inputs_are_measured_before_anything_is_learned():
+    counter = CountSteps()
+    env = make_counting_env()
+    model = PPO(JepaPolicy, env, policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "n_steps": 4, "batch_size": 12})
+    born = {name: p.clone() for name, p in model.policy.named_parameters()}
+    model.learn(36 + 12, callback=counter)
+    extractor = model.policy.features_extractor
+    # 32 frames wanted, from rollouts of 3 environments and at most 4 steps: 12 + 12 + 9
+    assert extractor.standardization.n_seen == 33
+    assert extractor.n_inputs_to_measure == 0
+    # The steps are counted, other callbacks see them, and nothing was learned from them
+    assert model.num_timesteps == 33 + 24
+    assert len(counter.n_trained) == 11 + 8
+    assert counter.n_trained[:15] == [0] * 15
+    # The mean of what was seen, for context and target encoder alike
+    measured = np.concatenate(counter.observations[:11]) / 255.0
+    assert np.allclose(extractor.standardization.mean.numpy(), measured.mean(axis=0), atol=1e-6)
+    target = model.policy.objective.target_encoder.encoder.standardization
+    for name, value in extractor.standardization.state_dict().items():
+        assert th.equal(value, target.state_dict()[name]), name
+    assert any(not th.equal(p, born[name]) for name, p in model.policy.named_parameters())
+
+
+def test_statistics_are_frozen_once_measured(pixel_cartpole):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).learn(64)
+    before = {
+        name: value.clone() for name, value in model.policy.features_extractor.standardization.state_dict().items()
+    }
+    model.learn(64, reset_num_timesteps=False)
+    for name, value in model.policy.features_extractor.standardization.state_dict().items():
+        assert th.equal(value, before[name]), name
+
+
+def test_old_and_new_log_probabilities_come_from_one_function(pixel_cartpole):
+    # ... or the first ratio would not be one
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    ratios = []
+    train = model.train
+
+    def check_then_train():
+        buffer = model.rollout_buffer
+        with th.no_grad():
+            for observations, actions, log_probs in zip(
+                buffer.observations, buffer.actions, buffer.log_probs, strict=True
+            ):
+                actions = th.as_tensor(actions).flatten()
+                _, log_prob, _ = model.policy.evaluate_actions(th.as_tensor(observations), actions)
+                ratios.append((log_prob - th.as_tensor(log_probs)).exp())
+        train()
+
+    model.train = check_then_train
+    model.learn(32 + 3 * 32)
+    assert len(ratios) == 3 * 16
+    assert th.allclose(th.stack(ratios), th.ones(()), atol=1e-5)
+
+
+def test_stopping_while_the_inputs_are_measured(pixel_cartpole):
+    kwargs = dict(SMALL_POLICY, features_extractor_kwargs=dict(standardize_frames=10_000, embed_dim=16))
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO)
+    model.learn(10_000, callback=StopTrainingOnMaxEpisodes(2))
+    assert model.num_timesteps < 500
+
+
+def test_standardisation_can_be_switched_off(pixel_cartpole, recwarn):
+    kwargs = dict(SMALL_POLICY, features_extractor_kwargs=dict(standardize_frames=0, embed_dim=16))
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO).learn(32)
+    assert model.num_timesteps == 32
+    assert not [warning for warning in recwarn if "standardised" in str(warning.message)]
+
+
+def test_momentum_follows_the_progress(pixel_cartpole, tmp_path):
+    objective_kwargs = dict(momentum=LinearSchedule(0.9, 1.0, 1.0))
+    kwargs = dict(SMALL_POLICY, objective_kwargs=objective_kwargs)
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO)
+    model.set_logger(configure(str(tmp_path), ["tensorboard"]))
+    model.learn(32 + 4 * 32)
+    momenta = [event.value for event in EventAccumulator(str(tmp_path)).Reload().Scalars("jepa/momentum")]
+    # Update i of 4 (the first 32 of 160 steps were measured) uses the progress at the start of its rollout
+    assert momenta == pytest.approx([0.9, 0.94, 0.96, 0.98])
+
+
+def test_collapse_is_told_once_and_with_the_cure(pixel_cartpole):
+    callback = JepaCallback()
+    PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).learn(64, callback=callback)
+    first = callback._first_variance
+    with pytest.warns(UserWarning, match=r"collapsed.*variance_coef") as warned:
+        callback._warn_if_collapsed(first * 0.5e-3)
+        callback._warn_if_collapsed(first * 0.4e-3)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize(("first", "later", "warns"), [(1.0, 2e-3, False), (1e-6, 0.9e-7, True), (1e-8, 1e-8, True)])
+def test_thresholds_of_collapse(first, later, warns, recwarn):
+    callback = JepaCallback()
+    callback._warn_if_collapsed(first)
+    callback._warn_if_collapsed(later)
+    assert bool(recwarn) == warns
+
+
+def test_needs_a_jepa_policy(pixel_cartpole):
+    model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16)
+    with pytest.raises(ValueError, match="JepaPolicy, got ActorCriticPolicy"):
+        model.learn(16, callback=JepaCallback())
+    assert model.num_timesteps == 0
+
+
+def test_without_the_callback_the_missing_standardisation_is_told(pixel_cartpole):
+    model = stable_baselines3.PPO(
+        JepaPolicy, pixel_cartpole, rollout_buffer_class=JepaRolloutBuffer, policy_kwargs=SMALL_POLICY, **SMALL_PPO
+    )
+    with pytest.warns(UserWarning, match=r"not standardised.*JepaCallback"):
+        model.learn(64)
