@@ -1,6 +1,6 @@
 """Pixel versions of Gymnasium environments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -80,7 +80,7 @@ def _crop(env: gym.Env, crop: tuple[int, int, int, int]) -> gym.Env:
     return _transform(env, lambda image: image[top:bottom, left:right])
 
 
-def _frame_size(frame_size: int | tuple[int, int], height: int, width: int) -> tuple[int, int]:
+def _frame_size(frame_size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
     if isinstance(frame_size, int):
         scale = frame_size / min(height, width)
         frame_size = (
@@ -89,7 +89,7 @@ def _frame_size(frame_size: int | tuple[int, int], height: int, width: int) -> t
         )
     if len(frame_size) != 2 or min(frame_size) <= 0:
         raise ValueError(f"`frame_size` must be a positive number or (height, width), got {frame_size}")
-    return frame_size
+    return frame_size[0], frame_size[1]
 
 
 def make_pixel_vec_env(

@@ -15,7 +15,7 @@ from sb3_jepa.envs import make_pixel_vec_env, pixel_observations
     [
         ("CartPole-v1", {}, (3, 64, 96)),
         ("Pendulum-v1", {}, (3, 64, 64)),
-        ("CartPole-v1", dict(frame_size=(40, 48), frames=2), (2, 40, 48)),
+        ("CartPole-v1", dict(frame_size=[40, 48], frames=2), (2, 40, 48)),
         ("CartPole-v1", dict(grayscale=False, frames=2, frame_size=32), (6, 32, 48)),
         ("CartPole-v1", dict(crop=(140, 340, 0, 600), frame_size=48), (3, 48, 144)),
     ],
