@@ -31,8 +31,10 @@ class JointTraining(OnPolicyAlgorithm):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback, progress_bar)
         if isinstance(self.policy, JepaPolicy) and not _contains_jepa_callback(callback):
-            callback = CallbackList([JepaCallback(), callback])
-            callback.init_callback(self)
+            jepa_callback = JepaCallback()
+            jepa_callback.init_callback(self)
+            callback = CallbackList([jepa_callback, callback])
+            callback.model = self
         return callback
 
     def save(
@@ -63,15 +65,15 @@ class PPO(JointTraining, stable_baselines3.PPO):
     """
     Stable-Baselines3's Proximal Policy Optimization, with ``JepaPolicy`` among its policies.
 
-    The defaults differ in two places, for the sake of learning from pixels with several environments: shorter rollouts
-    (``n_steps=128``) and larger minibatches (``batch_size=128``).
+    For a ``JepaPolicy`` two defaults are others, which suit pixels and several environments better.
 
     :param policy: The policy model to use (JepaPolicy, MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
-    :param n_steps: The number of steps to run for each environment per update
-    :param batch_size: Minibatch size
-    :param n_epochs: Number of epoch when optimizing the surrogate loss
+    :param n_steps: The number of steps to run for each environment per update; 128 by default (with any other policy
+        than ``JepaPolicy``: 2048)
+    :param batch_size: Minibatch size; 128 by default (with any other policy than ``JepaPolicy``: 64)
+    :param args: The further parameters of ``stable_baselines3.PPO``, in its order
     :param kwargs: The further parameters of ``stable_baselines3.PPO``
     """
 
@@ -85,9 +87,12 @@ class PPO(JointTraining, stable_baselines3.PPO):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 128,
-        batch_size: int = 128,
-        n_epochs: int = 10,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
+        *args: Any,
         **kwargs: Any,
     ):
-        super().__init__(policy, env, learning_rate, n_steps, batch_size, n_epochs, **kwargs)
+        is_jepa = policy == "JepaPolicy" or (isinstance(policy, type) and issubclass(policy, JepaPolicy))
+        n_steps = n_steps or (128 if is_jepa else 2048)
+        batch_size = batch_size or (128 if is_jepa else 64)
+        super().__init__(policy, env, learning_rate, n_steps, batch_size, *args, **kwargs)

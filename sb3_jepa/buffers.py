@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
@@ -37,7 +38,14 @@ class JepaRolloutBuffer(RolloutBuffer):
     an episode.
 
     The parameters are those of ``RolloutBuffer``.
+
+    :raises ValueError: If the observations are a ``Dict``
     """
+
+    def __init__(self, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any):
+        if isinstance(observation_space, spaces.Dict):
+            raise ValueError(f"JepaRolloutBuffer takes observations of a single array, got {observation_space}")
+        super().__init__(buffer_size, observation_space, *args, **kwargs)
 
     def reset(self) -> None:
         """Reset the buffer."""
@@ -82,6 +90,9 @@ class JepaRolloutBuffer(RolloutBuffer):
         self._next_index = self.swap_and_flatten(next_index).flatten()
         self._valid = 1.0 - self.swap_and_flatten(is_unknown).flatten().astype(np.float32)
         self._exception_observations = np.array(self._exceptions, self.observations.dtype).reshape(-1, *self.obs_shape)
+        # The policy sees all the others when it acts, and objects to them there
+        if not np.isfinite(self._exception_observations).all():
+            raise ValueError("The last observations of episodes contain NaN or infinite values; check the environment")
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """

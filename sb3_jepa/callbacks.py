@@ -24,7 +24,7 @@ class JepaCallback(BaseCallback):
 
     - Before the first rollout it collects ``standardize_frames`` observations with the untrained policy, from which the
       input statistics are measured. Nothing is learned from them, but they are time steps like all others: they are
-      counted, and other callbacks see them.
+      counted, and other callbacks see them (and may evaluate or save the untrained policy).
     - It reports terminal observations to the rollout buffer.
     - It moves the target encoder's momentum along its schedule.
     - After each update it logs ``jepa/prediction_loss``, ``jepa/variance_loss``, ``jepa/embedding_variance``,
@@ -38,9 +38,8 @@ class JepaCallback(BaseCallback):
 
     def __init__(self, verbose: int = 0):
         super().__init__(verbose)
-        self._first_variance: float | None = None
-        self._warned_collapse = False
         self._measuring = False
+        self._stopped = False
 
     @property
     def policy(self) -> JepaPolicy:
@@ -50,25 +49,42 @@ class JepaCallback(BaseCallback):
     def _on_training_start(self) -> None:
         if not isinstance(self.model.policy, JepaPolicy):
             raise ValueError(f"JepaCallback needs a model with a JepaPolicy, got {type(self.model.policy).__name__}")
+        self._stopped = False
         self.policy.reset_log()
+        n_steps, n_missing = self._n_remaining_steps, self.policy.n_inputs_to_measure
+        if n_missing >= n_steps:
+            warnings.warn(
+                f"Of the {n_steps} time steps of this training none will be learned from, since the input statistics "
+                f"still lack {n_missing} observations. Train for longer, or pass a smaller `standardize_frames` in "
+                "`features_extractor_kwargs`.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    @property
+    def _n_remaining_steps(self) -> int:
+        return self.model._total_timesteps - self.model.num_timesteps
 
     def _on_rollout_start(self) -> None:
         if self._measuring:
             return
         self._log_update()
-        self.policy.objective.update_momentum(self.model._current_progress_remaining)
+        # Not the model's own progress: at the start of a second learn() that is still the first one's
+        progress_remaining = max(0.0, self._n_remaining_steps / self.model._total_timesteps)
+        self.policy.objective.update_momentum(progress_remaining)
         self._measure_inputs()
 
     def _on_step(self) -> bool:
         buffer = self.locals["rollout_buffer"]
         if isinstance(buffer, JepaRolloutBuffer):
             buffer.record_step(self.locals["new_obs"], self.locals["dones"], self.locals["infos"])
-        return True
+        return not self._stopped
 
     def _on_training_end(self) -> None:
         self._log_update()
         # The last update's scalars would otherwise wait for a rollout that never comes
-        self.logger.dump(step=self.num_timesteps)
+        if self.locals["log_interval"] is not None:
+            self.logger.dump(step=self.num_timesteps)
 
     def _measure_inputs(self) -> None:
         """
@@ -84,6 +100,9 @@ class JepaCallback(BaseCallback):
             finally:
                 self._measuring = False
             if not completed:
+                # Another callback wants to stop: what it told the inner rollout, the outer one has to hear too
+                self._stopped = True
+                buffer.reset()
                 return
             self.policy.measure_inputs(np.concatenate(buffer.observations[:n_steps]))
             buffer.reset()
@@ -101,14 +120,15 @@ class JepaCallback(BaseCallback):
         self.policy.reset_log()
 
     def _warn_if_collapsed(self, variance: float) -> None:
-        if self._first_variance is None:
-            self._first_variance = variance
-        threshold = max(COLLAPSED_VARIANCE, COLLAPSED_FRACTION * self._first_variance)
-        if variance < threshold and not self._warned_collapse:
-            self._warned_collapse = True
+        first_variance = self.policy.first_embedding_variance
+        if first_variance == 0:
+            first_variance.fill_(variance)
+        threshold = max(COLLAPSED_VARIANCE, COLLAPSED_FRACTION * float(first_variance))
+        if variance < threshold and not self.policy.warned_of_collapse:
+            self.policy.warned_of_collapse = True
             warnings.warn(
                 f"The encoder has collapsed: its embedding variance is {variance:.1e}, it began with "
-                f"{self._first_variance:.1e}. It now tells observations hardly apart, however small the prediction "
+                f"{float(first_variance):.1e}. It now tells observations hardly apart, however small the prediction "
                 "loss is. Cure: a variance loss (`objective_kwargs=dict(variance_coef=1.0)`), the actor's and critic's "
                 "gradient (`rl_gradient=True`), or a smaller `prediction_coef`, all in `policy_kwargs`.",
                 UserWarning,

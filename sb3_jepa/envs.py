@@ -1,6 +1,7 @@
 """Pixel versions of Gymnasium environments."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
@@ -81,13 +82,14 @@ def _crop(env: gym.Env, crop: tuple[int, int, int, int]) -> gym.Env:
 
 
 def _frame_size(frame_size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
-    if isinstance(frame_size, int):
+    if isinstance(frame_size, Integral):
+        frame_size = int(frame_size)
         scale = frame_size / min(height, width)
         frame_size = (
             frame_size if height <= width else max(1, round(height * scale / ROUND_TO)) * ROUND_TO,
             frame_size if width <= height else max(1, round(width * scale / ROUND_TO)) * ROUND_TO,
         )
-    if len(frame_size) != 2 or min(frame_size) <= 0:
+    if not isinstance(frame_size, Sequence) or len(frame_size) != 2 or min(frame_size) <= 0:
         raise ValueError(f"`frame_size` must be a positive number or (height, width), got {frame_size}")
     return frame_size[0], frame_size[1]
 
@@ -101,7 +103,7 @@ def make_pixel_vec_env(
     grayscale: bool = True,
     frames: int = 3,
     vec_env_cls: type[DummyVecEnv | SubprocVecEnv] | None = None,
-    env_kwargs: Mapping[str, Any] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> VecEnv:
     """
@@ -116,7 +118,8 @@ def make_pixel_vec_env(
     :param grayscale: Whether to turn the picture grey; else it has three channels
     :param frames: Number of frames in an observation
     :param vec_env_cls: ``DummyVecEnv`` (the default) or ``SubprocVecEnv``
-    :param env_kwargs: Keyword arguments to pass to the environment
+    :param env_kwargs: Keyword arguments to pass to the environment. An ID gets ``render_mode="rgb_array"`` by itself, a
+        class or a callable has to be told.
     :param kwargs: The further parameters of Stable-Baselines3's ``make_vec_env``
     :return: Environment with uint8 observations ``(frames * channels, height, width)``, oldest frame first
     :raises ValueError: If the environment does not render to arrays, or an argument does not fit its picture
@@ -128,7 +131,7 @@ def make_pixel_vec_env(
         seed=seed,
         wrapper_class=pixel_observations,
         wrapper_kwargs=dict(frame_size=frame_size, crop=crop, grayscale=grayscale, frames=frames),
-        env_kwargs={"render_mode": "rgb_array", **(env_kwargs or {})},
+        env_kwargs=env_kwargs,
         vec_env_cls=vec_env_cls,
         **kwargs,
     )

@@ -1,5 +1,6 @@
 """Features extractors: the context encoder as Stable-Baselines3 knows it."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -27,12 +28,15 @@ class JepaExtractor(BaseFeaturesExtractor):
     :param depth: Number of transformer blocks
     :param num_heads: Attention heads per block, a divisor of ``embed_dim``
     :param mlp_ratio: Hidden width of each block's MLP as a multiple of ``embed_dim``
-    :param frames: Number of frames stacked in the channels of an observation, of 1 (grey) or 3 (RGB) channels each
+    :param frames: Number of frames stacked in the channels of an observation, of 1 (grey) or 3 (RGB) channels each;
+        1 for a single picture
     :param frames_as: ``"tokens"``: each patch of each frame is a token, as in the paper. ``"channels"``: the patches of
         one place in all frames form one token; ``frames`` times fewer tokens, and faster by about as much.
-    :param final_norm: Whether a LayerNorm closes the transformer
+    :param final_norm: Whether a LayerNorm closes the transformer, as in the original ViT. It keeps the embedding
+        variance of a healthy encoder between 0 and 1.
     :param standardize_frames: From how many observations to measure the statistics that standardise the input, before
-        anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` collects them.
+        anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` collects them for a
+        ``JepaPolicy``; in any other policy, give them to ``extractor.standardization.update`` yourself.
     :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
         checks), as in Stable-Baselines3's ``NatureCNN``
     :raises ValueError: If the observations are not channels-first images, or do not fit ``patch_size`` or ``frames``
@@ -48,8 +52,8 @@ class JepaExtractor(BaseFeaturesExtractor):
         mlp_ratio: float = 2.0,
         frames: int = 3,
         frames_as: str = "channels",
-        final_norm: bool = False,
-        standardize_frames: int = 2048,
+        final_norm: bool = True,
+        standardize_frames: int = 1024,
         normalized_image: bool = False,
     ):
         if not isinstance(observation_space, spaces.Box) or not is_image_space(
@@ -63,7 +67,7 @@ class JepaExtractor(BaseFeaturesExtractor):
         if not is_image_space_channels_first(observation_space):
             raise ValueError(
                 "JepaExtractor takes channels-first images (channels, height, width), "
-                f"got shape {observation_space.shape}. Wrap the environment in VecTransposeImage"
+                f"got shape {observation_space.shape}. Transpose them (VecTransposeImage does it for uint8 images)"
             )
         n_channels, height, width = observation_space.shape
         if frames <= 0 or n_channels not in (frames, 3 * frames):
@@ -76,6 +80,7 @@ class JepaExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim=embed_dim)
         tokenizer = PatchTokenizer(frames, n_channels // frames, height, width, patch_size, embed_dim, frames_as)
         self.standardize_frames = standardize_frames
+        self._warned_not_standardized = False
         self.standardization = InputStandardization(observation_space.shape)
         self.encoder = TransformerEncoder(tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm)
 
@@ -83,6 +88,23 @@ class JepaExtractor(BaseFeaturesExtractor):
     def n_inputs_to_measure(self) -> int:
         """Number of observations that the input statistics still lack."""
         return max(0, self.standardize_frames - int(self.standardization.n_seen))
+
+    def train(self, mode: bool = True) -> "JepaExtractor":
+        """
+        Set the module in training mode, with a warning if its inputs should have been standardised and are not.
+
+        :param mode: whether to set training mode (``True``) or evaluation mode (``False``)
+        """
+        if mode and not self._warned_not_standardized and self.n_inputs_to_measure > 0:
+            self._warned_not_standardized = True
+            warnings.warn(
+                "JepaExtractor is about to learn from inputs that are not standardised, on which it may learn nothing. "
+                "Train a JepaPolicy with `callback=sb3_jepa.JepaCallback()` (the algorithms of sb3_jepa add it by "
+                "themselves), call `standardization.update` with observations, or say `standardize_frames=0`.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return super().train(mode)
 
     def apply(self, fn: Callable[[nn.Module], Any]) -> "JepaExtractor":
         """

@@ -3,7 +3,6 @@
 import inspect
 import io
 import pathlib
-import warnings
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -56,6 +55,7 @@ class JepaPolicy(ActorCriticPolicy):
     """
 
     objective: NextLatentPrediction
+    first_embedding_variance: th.Tensor
 
     def __init__(
         self,
@@ -89,7 +89,8 @@ class JepaPolicy(ActorCriticPolicy):
             features_extractor_kwargs["normalized_image"] = True
         optimizer_kwargs = dict(optimizer_kwargs or {})
         if optimizer_class is th.optim.Adam:
-            optimizer_kwargs = {"eps": 1e-5, "fused": True, **optimizer_kwargs}
+            optimizer_kwargs.setdefault("eps", 1e-5)
+            optimizer_kwargs.setdefault("fused", not optimizer_kwargs.get("foreach"))
         super().__init__(
             observation_space,
             action_space,
@@ -115,15 +116,18 @@ class JepaPolicy(ActorCriticPolicy):
             action_dim=get_flattened_obs_dim(self.action_space),
             **self.objective_kwargs,
         )
+        # In the state dict, so that a run that goes on knows how it began; 0 until then
+        self.register_buffer("first_embedding_variance", th.zeros(()))
+        self.warned_of_collapse = False
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.reset_log()
         self._register_optimizer_hooks()
 
     def _register_optimizer_hooks(self) -> None:
         # Set by every minibatch whose features carry the objective's loss, cleared by the optimiser step
         self._loss_attached = False
-        self._warned_not_standardized = False
-        self.reset_log()
+        self._hooked_optimizer = self.optimizer
         self.optimizer.register_step_pre_hook(lambda *_: self._check_loss_attached())
         self.optimizer.register_step_post_hook(lambda *_: self.objective.update_target(self.features_extractor))
 
@@ -185,7 +189,9 @@ class JepaPolicy(ActorCriticPolicy):
                 th.as_tensor(bound, dtype=actions.dtype, device=actions.device).flatten()
                 for bound in (self.action_space.low, self.action_space.high)
             )
-            return 2.0 * (actions.clamp(low, high) - low) / (high - low) - 1.0
+            # Bounds may coincide: that action says nothing
+            width = th.where(high > low, high - low, 1.0)
+            return 2.0 * (actions.clamp(low, high) - low) / width - 1.0
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.flatten()
         encoded = preprocess_obs(actions, self.action_space)
@@ -234,15 +240,10 @@ class JepaPolicy(ActorCriticPolicy):
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """
-        if mode and not self._warned_not_standardized and self.n_inputs_to_measure > 0:
-            self._warned_not_standardized = True
-            warnings.warn(
-                "JepaPolicy trains on inputs that were not standardised, on which its encoder may collapse. "
-                "Pass `callback=sb3_jepa.JepaCallback()` to learn(), or say `standardize_frames=0` in "
-                "`features_extractor_kwargs` if the observations are standardised already.",
-                UserWarning,
-                stacklevel=2,
-            )
+        self._loss_attached = False
+        # Somebody may have given the policy another optimiser
+        if self.optimizer is not self._hooked_optimizer:
+            self._register_optimizer_hooks()
         super().set_training_mode(mode)
 
     def _log(self, embedding: th.Tensor, terms: dict[str, th.Tensor]) -> None:
@@ -306,7 +307,7 @@ class JepaPolicy(ActorCriticPolicy):
 
 def _check_algorithm() -> None:
     """
-    Raise if a Stable-Baselines3 algorithm is building the policy that has no transitions to train it with.
+    Raise if the Stable-Baselines3 algorithm that is building the policy has no transitions to train it with.
 
     An algorithm makes its rollout buffer, then its policy, and tells the policy nothing about either: to object before
     the first rollout there is only the call stack. Should that fail, the optimiser's hook still objects.
@@ -314,13 +315,12 @@ def _check_algorithm() -> None:
     frame = inspect.currentframe()
     while frame is not None:
         algorithm = frame.f_locals.get("self") if frame.f_code.co_name == "_setup_model" else None
-        if isinstance(algorithm, OnPolicyAlgorithm):
-            buffer = getattr(algorithm, "rollout_buffer", None)
-            if not isinstance(buffer, JepaRolloutBuffer):
+        if isinstance(algorithm, BaseAlgorithm):
+            if not isinstance(getattr(algorithm, "rollout_buffer", None), JepaRolloutBuffer):
                 raise ValueError(
-                    f"JepaPolicy cannot learn its objective from the rollout buffer {type(buffer).__name__}, which has "
-                    f"no next observations: use `sb3_jepa.{type(algorithm).__name__}`, or pass "
-                    "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer`"
+                    f"{type(algorithm).__name__} cannot train a JepaPolicy, since its rollouts have no next "
+                    "observations: use an algorithm of sb3_jepa, such as `sb3_jepa.PPO`, or pass "
+                    "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer` to one that takes it, such as PPO or A2C"
                 )
             return
         frame = frame.f_back

@@ -23,7 +23,8 @@ def replace_when_complete(
     if not isinstance(path, (str, pathlib.Path)):
         yield path
         return
-    path = pathlib.Path(path)
+    # A link stays a link: the file that it points to is replaced
+    path = pathlib.Path(path).resolve()
     path = path if path.suffix else path.with_suffix(suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The folder gives the file inside it the permissions that it would have had anyway, which mkstemp() would not

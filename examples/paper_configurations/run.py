@@ -3,7 +3,7 @@
     python examples/paper_configurations/run.py --configurations 1 2 3 4 --seeds 0 1 2 --timesteps 100000
 
 Each run writes its curves (``progress.csv``, and for TensorBoard) and its settings to a folder of its own. A run that
-is finished is not run again; one that was interrupted starts again, alone.
+is finished is not run again; one that was interrupted, or that had other settings, starts again, alone.
 """
 
 import argparse
@@ -11,8 +11,9 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
 from typing import Any
@@ -30,7 +31,7 @@ from tqdm import tqdm
 from sb3_jepa import PPO, JepaPolicy
 from sb3_jepa.envs import make_pixel_vec_env
 
-# What the four have in common; everything else is the default of sb3_jepa
+# Everything that is not said here is the default of sb3_jepa
 ENVIRONMENT: dict[str, Any] = dict(env_id="CartPole-v1", n_envs=8)
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "1": dict(objective_kwargs=dict(prediction_coef=0.0, variance_coef=0.0), rl_gradient=True),
@@ -44,6 +45,8 @@ DESCRIPTIONS = {
     "3": "JEPA, no RL gradient",
     "4": "JEPA + variance, no RL gradient",
 }
+# The paper does not say how its frames were scaled. "raw" divides them by 255, as Stable-Baselines3 does.
+INPUTS: dict[str, dict[str, Any]] = {"standardized": {}, "raw": dict(standardize_frames=0)}
 
 
 class ReportSteps(BaseCallback):
@@ -54,60 +57,84 @@ class ReportSteps(BaseCallback):
         self.queue = queue
 
     def _on_step(self) -> bool:
+        self.queue.put(self.training_env.num_envs)
         return True
 
-    def _on_rollout_end(self) -> None:
-        self.queue.put(self.model.n_steps * self.training_env.num_envs)  # type: ignore[attr-defined]
 
-
-def run(configuration: str, seed: int, timesteps: int, folder: pathlib.Path, queue: Any) -> dict[str, Any]:
-    """
-    Train one configuration with one seed.
-
-    :return: What is also written to ``result.json`` when the run is finished
-    """
-    th.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = dict(
+def make_settings(configuration: str, inputs: str, seed: int, timesteps: int) -> dict[str, Any]:
+    """All that decides what a run computes."""
+    return dict(
         configuration=configuration,
+        inputs=inputs,
         seed=seed,
         timesteps=timesteps,
         environment=ENVIRONMENT,
-        policy_kwargs=CONFIGURATIONS[configuration],
-        versions={name: version(name) for name in ("sb3-jepa", "stable-baselines3", "torch", "gymnasium", "numpy")},
-        machine=f"{platform.machine()}, {os.cpu_count()} cores, 1 thread for each run",
+        policy_kwargs=dict(CONFIGURATIONS[configuration], features_extractor_kwargs=INPUTS[inputs]),
     )
-    (folder / "settings.json").write_text(json.dumps(settings, indent=2))
 
-    env = make_pixel_vec_env(**ENVIRONMENT, seed=seed)
-    model = PPO(JepaPolicy, env, seed=seed, device="cpu", policy_kwargs=CONFIGURATIONS[configuration])
+
+def run(settings: dict[str, Any], folder: pathlib.Path, queue: Any) -> None:
+    """Train once. The last thing that is written is ``result.json``: it says that the run is finished."""
+    th.set_num_threads(1)
+    shutil.rmtree(folder, ignore_errors=True)
+    env = make_pixel_vec_env(**settings["environment"], seed=settings["seed"])
+    # SB3's algorithms may write into their policy_kwargs
+    policy_kwargs = dict(settings["policy_kwargs"])
+    model = PPO(JepaPolicy, env, seed=settings["seed"], device="cpu", policy_kwargs=policy_kwargs)
     model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
     start = time.perf_counter()
-    model.learn(timesteps, callback=ReportSteps(queue))
+    model.learn(settings["timesteps"], callback=ReportSteps(queue))
 
     assert model.ep_info_buffer is not None
     result = dict(
         mean_return_of_last_100_episodes=float(np.mean([episode["r"] for episode in model.ep_info_buffer])),
+        first_embedding_variance=float(model.policy.first_embedding_variance),  # type: ignore[arg-type]
         timesteps=model.num_timesteps,
         seconds=round(time.perf_counter() - start, 1),
+        settings=settings,
+        versions={name: version(name) for name in ("sb3-jepa", "stable-baselines3", "torch", "gymnasium", "numpy")},
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, 1 thread for each run",
     )
-    # Last, and in one piece: it says that the run is finished
     unfinished = folder / "result.json.unfinished"
     unfinished.write_text(json.dumps(result, indent=2))
     unfinished.replace(folder / "result.json")
-    return result
 
 
-def is_finished(folder: pathlib.Path, timesteps: int) -> bool:
-    """Whether the folder holds a finished run of that length."""
-    if not (folder / "result.json").exists():
-        return False
-    return json.loads((folder / "settings.json").read_text())["timesteps"] == timesteps
+def is_finished(settings: dict[str, Any], folder: pathlib.Path) -> bool:
+    """Whether the folder holds a finished run of these settings."""
+    result = folder / "result.json"
+    return result.exists() and json.loads(result.read_text())["settings"] == settings
+
+
+def run_missing(runs: dict[pathlib.Path, dict[str, Any]], n_jobs: int) -> None:
+    """Train all that is not finished, ``n_jobs`` at a time, with a progress bar over all of it."""
+    missing = {folder: settings for folder, settings in runs.items() if not is_finished(settings, folder)}
+    context = get_context("spawn")
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(n_jobs, mp_context=context) as pool,
+        tqdm(total=sum(settings["timesteps"] for settings in missing.values()), unit="step", unit_scale=True) as bar,
+    ):
+        queue = manager.Queue()
+        futures = [pool.submit(run, settings, folder, queue) for folder, settings in missing.items()]
+        while not all(future.done() for future in futures):
+            time.sleep(1)
+            while not queue.empty():
+                bar.update(queue.get())
+        for future in futures:
+            future.result()
+
+
+def last_embedding_variance(folder: pathlib.Path) -> float:
+    """The embedding variance after the last update."""
+    table = np.genfromtxt(folder / "progress.csv", delimiter=",", names=True, deletechars="")
+    return float(table["jepa/embedding_variance"][-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configurations", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS))
+    parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=["standardized"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--timesteps", type=int, default=100_000)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
@@ -115,35 +142,26 @@ def main() -> None:
     arguments = parser.parse_args()
 
     runs = {
-        (configuration, seed): arguments.folder / f"configuration{configuration}_seed{seed}"
+        arguments.folder / f"configuration{configuration}_{inputs}_seed{seed}": make_settings(
+            configuration, inputs, seed, arguments.timesteps
+        )
         for seed in arguments.seeds
+        for inputs in arguments.inputs
         for configuration in arguments.configurations
     }
-    missing = {key: folder for key, folder in runs.items() if not is_finished(folder, arguments.timesteps)}
-    context = get_context("spawn")
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool,
-        tqdm(total=len(runs) * arguments.timesteps, unit="step", unit_scale=True) as bar,
-    ):
-        bar.update((len(runs) - len(missing)) * arguments.timesteps)
-        queue = manager.Queue()
-        futures: list[Future] = [
-            pool.submit(run, *key, arguments.timesteps, folder, queue) for key, folder in missing.items()
-        ]
-        while not all(future.done() for future in futures):
-            time.sleep(1)
-            while not queue.empty():
-                bar.update(queue.get())
-        for future in as_completed(futures):
-            future.result()
+    run_missing(runs, arguments.jobs)
 
-    print(f"{'configuration':40s} seed  return  steps/s")
-    for (configuration, seed), folder in runs.items():
+    print("| configuration | inputs | seed | return | embedding variance, first and last update | steps/s |")
+    print("|---|---|---|---|---|---|")
+    for folder in runs:
         result = json.loads((folder / "result.json").read_text())
-        name = f"{configuration} {DESCRIPTIONS[configuration]}"
-        speed = result["timesteps"] / result["seconds"]
-        print(f"{name:40s} {seed:4d} {result['mean_return_of_last_100_episodes']:7.1f} {speed:8.0f}")
+        settings = result["settings"]
+        print(
+            f"| {settings['configuration']} {DESCRIPTIONS[settings['configuration']]} | {settings['inputs']} "
+            f"| {settings['seed']} | {result['mean_return_of_last_100_episodes']:.1f} "
+            f"| {result['first_embedding_variance']:.1e} → {last_embedding_variance(folder):.1e} "
+            f"| {result['timesteps'] / result['seconds']:.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ class NextLatentPrediction(nn.Module):
     ):
         super().__init__()
         for name, coefficient in dict(prediction_coef=prediction_coef, variance_coef=variance_coef).items():
-            if not coefficient >= 0:
-                raise ValueError(f"`{name}` must not be negative, got {coefficient}")
+            if not 0 <= coefficient < float("inf"):
+                raise ValueError(f"`{name}` must be finite and not negative, got {coefficient}")
         self.momentum_schedule = momentum if callable(momentum) else None
         # A schedule that goes wrong should do so now and not in the middle of the training
         for progress_remaining in (0.0, 0.5, 1.0):

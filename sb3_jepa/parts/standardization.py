@@ -55,4 +55,4 @@ class InputStandardization(nn.Module):
         :param inputs: ``(batch, *shape)``
         :return: Standardised inputs of the same shape
         """
-        return (inputs - self.mean) / self.deviation
+        return (inputs - self.mean).div_(self.deviation)

@@ -81,8 +81,8 @@ class TransformerEncoder(nn.Module):
     :param depth: Number of blocks, at least 1
     :param num_heads: Attention heads per block, a divisor of ``embed_dim``
     :param mlp_ratio: Hidden width of each block's MLP as a multiple of ``embed_dim``
-    :param final_norm: Whether a LayerNorm closes the stack. It fixes the scale of the embedding, and with it hides the
-        shrinking by which a collapse shows itself in the embedding variance.
+    :param final_norm: Whether a LayerNorm closes the stack, as in the original ViT. It gives each embedding a variance
+        of one over its dimensions, and with that bounds the embedding variance, over the batch, by about one.
     :raises ValueError: If a size is not positive or ``num_heads`` does not divide ``embed_dim``
     """
 
@@ -93,7 +93,7 @@ class TransformerEncoder(nn.Module):
         depth: int = 2,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
-        final_norm: bool = False,
+        final_norm: bool = True,
     ):
         super().__init__()
         for name, size in dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio).items():
