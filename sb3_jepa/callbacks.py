@@ -54,9 +54,9 @@ class JepaCallback(BaseCallback):
         n_steps, n_missing = self._n_remaining_steps, self.policy.n_inputs_to_measure
         if n_missing >= n_steps:
             warnings.warn(
-                f"Of the {n_steps} time steps of this training none will be learned from, since the input statistics "
-                f"still lack {n_missing} observations. Train for longer, or pass a smaller `standardize_frames` in "
-                "`features_extractor_kwargs`.",
+                f"The {n_missing} observations that the input statistics still lack use up the {n_steps} time steps of "
+                "this training; a rollout to learn from comes on top. Train for longer, or pass a smaller "
+                "`standardize_frames` in `features_extractor_kwargs`.",
                 UserWarning,
                 stacklevel=2,
             )

@@ -1,6 +1,5 @@
 import copy
 import io
-import json
 import pickle
 import zipfile
 
@@ -36,19 +35,19 @@ def test_policy_by_name_and_other_policies():
     assert isinstance(PPO("JepaPolicy", make_env(), policy_kwargs=SMALL_POLICY).policy, JepaPolicy)
     # With any other policy the algorithm is what it was
     ours, theirs = (
-        module.PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, seed=0, device="cpu").learn(64)
-        for module in (__import__("sb3_jepa"), stable_baselines3)
+        ppo("MlpPolicy", "CartPole-v1", seed=0, device="cpu").learn(64) for ppo in (PPO, stable_baselines3.PPO)
     )
     assert_equal_states(ours.policy, theirs.policy)
+    # ... and takes its arguments in Stable-Baselines3's order
+    model = PPO("JepaPolicy", make_env(), 1e-3, 16, 32, 3, 0.9, policy_kwargs=SMALL_POLICY)
+    assert (model.learning_rate, model.n_steps, model.batch_size, model.n_epochs, model.gamma) == (1e-3, 16, 32, 3, 0.9)
 
 
 def test_the_same_seed_gives_the_same_training():
     first, second = make_model().learn(96), make_model().learn(96)
     assert_equal_states(first.policy, second.policy)
-    assert not th.equal(
-        first.policy.action_net.weight,
-        PPO(JepaPolicy, make_env(), policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "seed": 1}).policy.action_net.weight,
-    )
+    other = PPO(JepaPolicy, make_env(), policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "seed": 1}).learn(96)
+    assert not th.equal(first.policy.action_net.weight, other.policy.action_net.weight)
 
 
 def test_save_and_load(tmp_path):
@@ -136,10 +135,22 @@ def test_the_zip_is_stable_baselines3s(tmp_path):
     make_model().save(tmp_path / "model.zip")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         assert "_stable_baselines3_version" in archive.namelist()
-        assert "JepaPolicy" in json.loads(archive.read("data"))["policy_class"]["__module__"] + "JepaPolicy"
     # Stable-Baselines3's own PPO loads it too: the buffer's class is in it
     loaded = stable_baselines3.PPO.load(tmp_path / "model.zip", env=make_env())
     assert isinstance(loaded.policy, JepaPolicy)
+
+
+def test_load_with_another_number_of_environments(tmp_path):
+    make_model().learn(64).save(tmp_path / "model")
+    env = make_pixel_vec_env("CartPole-v1", n_envs=3, seed=0, frame_size=32)
+    model = PPO.load(tmp_path / "model", env=env, device="cpu")
+    n_before = model.num_timesteps
+    model.learn(48, reset_num_timesteps=False)
+    assert model.num_timesteps == n_before + 48
+    parameters = model.get_parameters()
+    other = make_model()
+    other.set_parameters(parameters)
+    assert_equal_states(model.policy, other.policy)
 
 
 def test_callbacks_of_stable_baselines3(tmp_path):

@@ -1,10 +1,16 @@
+import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_jepa import PPO, JepaCallback, JepaPolicy, JepaRolloutBuffer, Transitions
-from tests.conftest import EPISODE_LENGTHS, SMALL_POLICY, SMALL_PPO, make_counting_env
+from sb3_jepa.envs import make_pixel_vec_env
+from tests.conftest import EPISODE_LENGTHS, SMALL_POLICY, SMALL_PPO, CountingImageEnv, make_counting_env
 
 ONE_STEP = np.array([0, 0, 1])
 
@@ -29,6 +35,31 @@ def origin(observations: th.Tensor) -> np.ndarray:
     """Environment, episode and time of :class:`CountingImageEnv` observations: ``(batch, 3)``."""
     assert (observations == observations[:, :, :1, :1]).all()
     return observations[:, :, 0, 0].numpy().astype(int)
+
+
+class ChannelsLast(gym.ObservationWrapper):
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.observation_space = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+
+    def observation(self, observation):
+        return observation.transpose(1, 2, 0)
+
+
+class RecordSteps(BaseCallback):
+    """Pairs of an observation and the one that followed it, as bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs, self.n_ends = set(), 0
+
+    def _on_step(self) -> bool:
+        for env in range(self.training_env.num_envs):
+            over = self.locals["dones"][env]
+            self.n_ends += int(over)
+            after = self.locals["infos"][env]["terminal_observation"] if over else self.locals["new_obs"][env]
+            self.pairs.add((self.model._last_obs[env].tobytes(), after.tobytes()))
+        return True
 
 
 def is_end(origins: np.ndarray) -> np.ndarray:
@@ -82,6 +113,36 @@ def test_a_custom_vec_env_without_terminal_observations_masks_the_ends():
     transitions = samples.observations
     rows = transitions.observations[:, 0, 0, 0].tolist()
     assert dict(zip(rows, transitions.valid.tolist(), strict=True)) == {0: 0.0, 1: 1.0}
+
+
+def test_dict_observations_are_refused():
+    space = spaces.Dict(image=spaces.Box(0, 255, (3, 32, 32), np.uint8))
+    with pytest.raises(ValueError, match="single array, got Dict"):
+        JepaRolloutBuffer(4, space, spaces.Discrete(2))
+
+
+@pytest.mark.parametrize("wrap", ["VecNormalize", "VecFrameStack", "channels last", "SubprocVecEnv"])
+def test_next_observations_behind_wrappers(wrap, tmp_path):
+    """Against a recording of what the policy was shown: the next time it is shown something, that is what came next."""
+    policy_kwargs = dict(SMALL_POLICY, features_extractor_kwargs=dict(embed_dim=16, num_heads=2, standardize_frames=0))
+    if wrap == "VecNormalize":
+        policy_kwargs["normalize_images"] = False
+        env = VecNormalize(make_counting_env())
+    elif wrap == "VecFrameStack":
+        policy_kwargs["features_extractor_kwargs"]["frames"] = 6
+        env = VecFrameStack(make_counting_env(), 2, channels_order="first")
+    elif wrap == "channels last":
+        env = make_vec_env(lambda: ChannelsLast(CountingImageEnv(0, (4, 3))), n_envs=3, seed=0)
+    else:
+        env = make_pixel_vec_env("CartPole-v1", n_envs=3, seed=0, frame_size=16, vec_env_cls=SubprocVecEnv)
+    model = PPO(JepaPolicy, env, policy_kwargs=policy_kwargs, **SMALL_PPO)
+    recorder = RecordSteps()
+    transitions = train_on_one_rollout(model, callback=recorder)
+    assert (transitions.valid == 1).all()
+    found = {(x.tobytes(), y.tobytes()) for x, y in zip(transitions[0].numpy(), transitions[2].numpy(), strict=True)}
+    assert found == recorder.pairs
+    assert recorder.n_ends > 0
+    env.close()
 
 
 def test_the_callback_serves_stock_ppo():

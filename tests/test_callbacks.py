@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_jepa import PPO, JepaCallback, JepaPolicy, JepaRolloutBuffer
+from sb3_jepa.diagnostics import effective_rank
 from tests.conftest import SMALL_POLICY, SMALL_PPO, make_counting_env
 
 SCALARS = {
@@ -127,10 +128,47 @@ def test_old_and_new_log_probabilities_come_from_one_function(pixel_cartpole):
 
 
 def test_stopping_while_the_inputs_are_measured(pixel_cartpole):
-    kwargs = dict(SMALL_POLICY, features_extractor_kwargs=dict(standardize_frames=10_000, embed_dim=16))
-    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO)
-    model.learn(10_000, callback=StopTrainingOnMaxEpisodes(2))
-    assert model.num_timesteps < 500
+    class StopOnce(BaseCallback):
+        """Says so once, and would be content with going on after that."""
+
+        def _on_step(self) -> bool:
+            return self.n_calls != 3
+
+    kwargs = dict(SMALL_POLICY, features_extractor_kwargs=dict(standardize_frames=1000, embed_dim=16))
+    for callback in (StopOnce(), StopTrainingOnMaxEpisodes(2)):
+        model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO)
+        model.learn(10_000, callback=callback)
+        assert model.num_timesteps < 300
+        assert model._n_updates == 0
+
+
+def test_a_training_too_short_to_learn_from_is_told(pixel_cartpole):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    with pytest.warns(UserWarning, match=r"32 observations.*20 time steps"):
+        model.learn(20)
+    assert model.num_timesteps == 32 + 32
+    assert model._n_updates == 2
+
+
+def test_scalars_are_means_over_one_update(pixel_cartpole, tmp_path):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    model.set_logger(configure(str(tmp_path), ["tensorboard"]))
+    forward, losses, embeddings = model.policy.objective.forward, [], []
+
+    def spy(embedding, *args):
+        loss, terms = forward(embedding, *args)
+        embeddings.append(embedding.detach())
+        losses.append(terms["prediction_loss"].item())
+        return loss, terms
+
+    model.policy.objective.forward = spy
+    model.learn(32 + 3 * 32)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    # 2 epochs of 2 minibatches are an update
+    means = np.mean(np.reshape(losses, (3, 4)), axis=1)
+    assert [event.value for event in events.Scalars("jepa/prediction_loss")] == pytest.approx(means.tolist())
+    ranks = [float(effective_rank(th.cat(embeddings[update : update + 4]))) for update in (0, 4, 8)]
+    assert [event.value for event in events.Scalars("jepa/effective_rank")] == pytest.approx(ranks)
 
 
 def test_standardisation_can_be_switched_off(pixel_cartpole, recwarn):
@@ -146,28 +184,49 @@ def test_momentum_follows_the_progress(pixel_cartpole, tmp_path):
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO)
     model.set_logger(configure(str(tmp_path), ["tensorboard"]))
     model.learn(32 + 4 * 32)
+    # A second training begins anew
+    model.learn(64)
     momenta = [event.value for event in EventAccumulator(str(tmp_path)).Reload().Scalars("jepa/momentum")]
-    # Update i of 4 (the first 32 of 160 steps were measured) uses the progress at the start of its rollout
-    assert momenta == pytest.approx([0.9, 0.94, 0.96, 0.98])
+    # Update i of 4 uses the progress at the start of its rollout; the first 32 of 160 steps were measured after it
+    assert momenta == pytest.approx([0.9, 0.94, 0.96, 0.98, 0.9, 0.95])
+
+
+def shrink_embedding(policy: JepaPolicy, factor: float) -> None:
+    """The final LayerNorm's output and with it the embedding, in the context and the target encoder."""
+    for extractor in (policy.features_extractor, policy.objective.target_encoder.encoder):
+        extractor.encoder.norm.weight.data.mul_(factor)
 
 
 def test_collapse_is_told_once_and_with_the_cure(pixel_cartpole):
-    callback = JepaCallback()
-    PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).learn(64, callback=callback)
-    first = callback._first_variance
-    with pytest.warns(UserWarning, match=r"collapsed.*variance_coef"):
-        callback._warn_if_collapsed(first * 0.5e-3)
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        callback._warn_if_collapsed(first * 0.4e-3)
+        model.learn(96)
+    # A later learn() has a callback of its own, and still knows how the encoder began
+    shrink_embedding(model.policy, 0.01)
+    with pytest.warns(UserWarning, match=r"collapsed.*began with.*variance_coef"):
+        model.learn(64, reset_num_timesteps=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(64, reset_num_timesteps=False)
+
+
+def test_a_loaded_run_knows_how_the_encoder_began(pixel_cartpole, tmp_path):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).learn(96)
+    model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", env=pixel_cartpole)
+    shrink_embedding(loaded.policy, 0.01)
+    with pytest.warns(UserWarning, match=f"began with {float(model.policy.first_embedding_variance):.1e}"):
+        loaded.learn(64, reset_num_timesteps=False)
 
 
 @pytest.mark.parametrize(("first", "later", "warns"), [(1.0, 2e-3, False), (1e-6, 0.9e-7, True), (1e-8, 1e-8, True)])
-def test_thresholds_of_collapse(first, later, warns, recwarn):
+def test_thresholds_of_collapse(pixel_cartpole, first, later, warns, recwarn):
     callback = JepaCallback()
+    callback.init_callback(PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO))
     callback._warn_if_collapsed(first)
     callback._warn_if_collapsed(later)
-    assert bool(recwarn) == warns
+    assert any("collapsed" in str(warning.message) for warning in recwarn) == warns
 
 
 def test_needs_a_jepa_policy(pixel_cartpole):

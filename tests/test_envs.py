@@ -45,7 +45,7 @@ def test_frames_are_the_rendered_pictures_in_order(grayscale):
     frames = [frame()] * 3
     assert np.abs(observation - np.concatenate(frames)).max() <= 1
     for _ in range(5):
-        observation, *_ = env.step(env.action_space.sample())
+        observation, *_ = env.step(1)
         frames = [*frames[1:], frame()]
         assert np.abs(observation - np.concatenate(frames)).max() <= 1
     assert not np.array_equal(frames[0], frames[2])
@@ -85,6 +85,7 @@ def test_seed_and_vec_env_class():
         (dict(crop=(10, 10, 0, 600)), "crop"),
         (dict(frames=0), "frames"),
         (dict(frame_size=0), "frame_size"),
+        (dict(frame_size=32.5), "frame_size"),
         (dict(frame_size=(32, -1)), "frame_size"),
         (dict(frame_size=(32, 32, 3)), "frame_size"),
     ],
@@ -92,6 +93,13 @@ def test_seed_and_vec_env_class():
 def test_bad_input(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_pixel_vec_env("CartPole-v1", **kwargs)
+
+
+def test_from_a_callable_and_numpy_numbers():
+    env = make_pixel_vec_env(
+        lambda: gym.make("CartPole-v1", render_mode="rgb_array"), frame_size=np.int64(32), n_envs=1
+    )
+    assert env.reset().shape == (1, 3, 32, 48)
 
 
 def test_missing_opencv_names_the_extra(monkeypatch):

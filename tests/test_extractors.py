@@ -1,3 +1,4 @@
+import warnings
 from functools import partial
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_other_functions_are_applied():
     assert (extractor.encoder.tokenizer.projection.weight == 0.5).all()
 
 
+def test_learning_from_inputs_that_are_not_standardised_is_told():
+    extractor = JepaExtractor(image_space(3, 32, 32), standardize_frames=4)
+    with pytest.warns(UserWarning, match="not standardised"):
+        extractor.train()
+    extractor = JepaExtractor(image_space(3, 32, 32), standardize_frames=4).eval()
+    extractor.standardization.update(th.rand(4, 3, 32, 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extractor.train()
+
+
+@pytest.mark.filterwarnings("ignore:JepaExtractor is about to learn")
 @pytest.mark.parametrize("algorithm", ["PPO", "A2C", "DQN"])
 def test_features_extractor_of_stock_algorithms(pixel_cartpole, algorithm):
     kwargs = dict(learning_starts=20, buffer_size=100) if algorithm == "DQN" else dict(n_steps=16)

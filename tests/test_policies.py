@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import LinearSchedule, obs_as_tensor
 from torch.nn import functional as F
 
-from sb3_jepa import PPO, JepaCallback, JepaPolicy, JepaRolloutBuffer
+from sb3_jepa import PPO, JepaCallback, JepaPolicy, JepaRolloutBuffer, Transitions
 from sb3_jepa.envs import make_pixel_vec_env
 from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO, make_counting_env
 
@@ -138,7 +138,7 @@ def test_target_follows_each_optimiser_step_by_the_momentum_formula(pixel_cartpo
 
 
 def test_stock_ppo_without_the_buffer_is_refused_at_construction(pixel_cartpole):
-    for algorithm in (stable_baselines3.PPO, stable_baselines3.A2C):
+    for algorithm in (stable_baselines3.PPO, stable_baselines3.A2C, stable_baselines3.DQN):
         with pytest.raises(ValueError, match=r"rollout_buffer_class=sb3_jepa\.JepaRolloutBuffer"):
             algorithm(JepaPolicy, pixel_cartpole, policy_kwargs=dict(SMALL_POLICY))
     with pytest.raises(ValueError, match="JepaRolloutBuffer"):
@@ -158,6 +158,64 @@ def test_training_without_transitions_is_refused_by_the_optimiser(pixel_cartpole
     )
     with pytest.raises(RuntimeError, match="without its JEPA loss"):
         model.learn(32)
+    # ... at any step, not at the first one alone
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).learn(64)
+    model.policy.optimizer.zero_grad()
+    model.policy.predict_values(th.zeros(2, 3, 32, 48)).sum().backward()
+    with pytest.raises(RuntimeError, match="without its JEPA loss"):
+        model.policy.optimizer.step()
+
+
+def test_another_optimiser_still_moves_the_target(pixel_cartpole):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    model.policy.optimizer = th.optim.SGD(model.policy.features_extractor.parameters(), lr=0.1)
+    target = copy.deepcopy(model.policy.objective.target_encoder)
+    model.learn(32)
+    assert not th.equal(
+        target.encoder.encoder.class_token, model.policy.objective.target_encoder.encoder.encoder.class_token
+    )
+
+
+def test_invalid_pairs_do_not_reach_the_prediction_loss(pixel_cartpole):
+    policy = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).policy
+    x, y = th.randint(256, (2, 4, 3, 32, 48), dtype=th.uint8)
+    policy.extract_features(Transitions(x, th.zeros(4, 1), y, th.tensor([1.0, 1.0, 0.0, 0.0])))
+    masked = policy.mean_terms()["prediction_loss"]
+    policy.reset_log()
+    policy.extract_features(Transitions(x[:2], th.zeros(2, 1), y[:2], th.ones(2)))
+    assert masked == pytest.approx(policy.mean_terms()["prediction_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(target_kl=1e-6),
+        dict(clip_range_vf=0.2),
+        dict(max_grad_norm=1e9, normalize_advantage=False),
+        dict(n_steps=7, batch_size=10, n_epochs=3),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_options_of_ppo(pixel_cartpole, kwargs):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, **kwargs}).learn(96)
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("squash_output", [False, True])
+def test_state_dependent_exploration(squash_output):
+    env = make_counting_env(action_space=spaces.Box(-2.0, 2.0, (2,)))
+    kwargs = dict(SMALL_POLICY, squash_output=squash_output)
+    model = PPO(JepaPolicy, env, use_sde=True, sde_sample_freq=4, policy_kwargs=kwargs, **SMALL_PPO).learn(96)
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+def test_optimiser_of_the_users_choice(pixel_cartpole):
+    for optimizer_kwargs in (dict(foreach=True), dict(fused=False)):
+        kwargs = dict(SMALL_POLICY, optimizer_kwargs=optimizer_kwargs)
+        PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO).learn(64)
+    kwargs = dict(SMALL_POLICY, optimizer_class=th.optim.SGD)
+    PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO).learn(64)
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "A2C"])
@@ -198,7 +256,7 @@ def test_action_spaces(action_space, tmp_path):
 def test_encoding_of_actions():
     def encode(space, actions, **kwargs):
         env = make_counting_env(action_space=space)
-        policy = PPO(JepaPolicy, env, policy_kwargs=SMALL_POLICY, **kwargs).policy
+        policy = PPO(JepaPolicy, env, **{"policy_kwargs": SMALL_POLICY, **kwargs}).policy
         return policy._encode_actions(th.tensor(actions, dtype=th.float)).tolist()
 
     assert encode(spaces.Discrete(3), [[2], [0]]) == [[0, 0, 1], [1, 0, 0]]
@@ -207,6 +265,12 @@ def test_encoding_of_actions():
     box = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
     # Beyond the bounds the environment executes the bound
     assert encode(box, [[1.0, 0.5], [-7.0, 9.0]]) == [[0.5, 0.0], [-1.0, 1.0]]
+    # What is squashed is scaled already
+    squashed = dict(use_sde=True, policy_kwargs=dict(SMALL_POLICY, squash_output=True))
+    assert encode(box, [[1.0, 0.5]], **squashed) == [[1.0, 0.5]]
+    # Bounds that coincide leave nothing to scale
+    fixed = spaces.Box(np.array([0.0, -1.0], np.float32), np.array([0.0, 1.0], np.float32))
+    assert encode(fixed, [[3.0, 0.5]]) == [[-1.0, 0.5]]
 
 
 def test_unsupported_action_space():
@@ -267,6 +331,20 @@ def test_nan_in_observations():
     assert env.n_observations == 1
     with pytest.raises(ValueError, match="NaN"):
         PPO(JepaPolicy, make_float_env(nan_from=50), policy_kwargs=policy_kwargs, **SMALL_PPO).learn(96)
+
+
+def test_nan_in_the_last_observation_of_an_episode():
+    class NanAtTheEnd(FloatImages):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = super().step(action)
+            # The policy never acts on this one, and PPO never learns from it
+            return observation * (np.nan if terminated else 1), reward, terminated, truncated, info
+
+    env = NanAtTheEnd(make_counting_env().envs[0], nan_from=10**9)
+    model = PPO(JepaPolicy, env, policy_kwargs=dict(SMALL_POLICY, normalize_images=False), **SMALL_PPO)
+    with pytest.raises(ValueError, match="last observations of episodes contain NaN"):
+        model.learn(64)
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
 def test_policy_save_and_load(pixel_cartpole, tmp_path):

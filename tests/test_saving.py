@@ -20,6 +20,15 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["model.zip"]
 
 
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "first.zip").write_text("old")
+    (tmp_path / "latest.zip").symlink_to(tmp_path / "first.zip")
+    with replace_when_complete(tmp_path / "latest.zip") as unfinished:
+        unfinished.write_text("new")
+    assert (tmp_path / "latest.zip").is_symlink()
+    assert (tmp_path / "first.zip").read_text() == "new"
+
+
 def test_a_completed_save_replaces_the_old_file(tmp_path):
     path = tmp_path / "new folder" / "model.zip"
     for text in ("old", "new"):
