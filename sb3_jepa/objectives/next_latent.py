@@ -27,6 +27,8 @@ class NextLatentPrediction(nn.Module):
     :param prediction_coef: Weight of the prediction loss; 0 switches the target's forward pass off
     :param variance_coef: Weight of the variance loss
     :param hidden_dim: Hidden width of the predictor
+    :param predictor_gain: Gain of the predictor's initialisation, see
+        :class:`~sb3_jepa.parts.ActionConditionedPredictor`; ``None`` for PyTorch's own
     :raises ValueError: If the momentum leaves [0, 1] or a coefficient is negative
     """
 
@@ -39,6 +41,7 @@ class NextLatentPrediction(nn.Module):
         prediction_coef: float = 1.0,
         variance_coef: float = 0.0,
         hidden_dim: int = 128,
+        predictor_gain: float | None = None,
     ):
         super().__init__()
         for name, coefficient in dict(prediction_coef=prediction_coef, variance_coef=variance_coef).items():
@@ -51,7 +54,7 @@ class NextLatentPrediction(nn.Module):
         self.prediction_coef = prediction_coef
         self.variance_coef = variance_coef
         self.target_encoder = MomentumEncoder(encoder)
-        self.predictor = ActionConditionedPredictor(embed_dim, action_dim, hidden_dim)
+        self.predictor = ActionConditionedPredictor(embed_dim, action_dim, hidden_dim, predictor_gain)
 
     @staticmethod
     def _momentum_at(momentum: float | Callable[[float], float], progress_remaining: float) -> float:

@@ -11,18 +11,29 @@ class ActionConditionedPredictor(nn.Module):
     The projected action is added after the first layer (*JEPA for RL*, arXiv 2504.16591, section 3). It is kept small
     on purpose, so that the encoder has to do the work.
 
+    The gain that it begins with decides about collapse. A predictor that begins weak lets the embedding grow until both
+    agree; one that begins stronger than the future is predictable makes it shrink.
+
     :param embed_dim: Width of the embedding
     :param action_dim: Width of the encoded action (for ``Discrete``, the number of actions)
     :param hidden_dim: Hidden width
+    :param init_gain: Gain of an orthogonal initialisation of the three matrices; ``None`` for that of ``nn.Linear``,
+        whose gain is 0.6
+    :raises ValueError: If ``hidden_dim`` or ``init_gain`` is not positive
     """
 
-    def __init__(self, embed_dim: int, action_dim: int, hidden_dim: int = 128):
+    def __init__(self, embed_dim: int, action_dim: int, hidden_dim: int = 128, init_gain: float | None = None):
         super().__init__()
         if hidden_dim <= 0:
             raise ValueError(f"`hidden_dim` must be positive, got {hidden_dim}")
+        if init_gain is not None and not init_gain > 0:
+            raise ValueError(f"`init_gain` must be positive, got {init_gain}")
         self.hidden = nn.Linear(embed_dim, hidden_dim)
         self.action = nn.Linear(action_dim, hidden_dim, bias=False)
         self.output = nn.Linear(hidden_dim, embed_dim)
+        if init_gain is not None:
+            for layer in (self.hidden, self.action, self.output):
+                nn.init.orthogonal_(layer.weight, init_gain)
 
     def forward(self, embedding: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
