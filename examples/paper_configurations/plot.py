@@ -1,4 +1,4 @@
-"""Draw what ``run.py`` measured: return and embedding variance against environment steps.
+"""Draw what ``run.py`` measured: return and embedding variance against environment steps, a column for each variant.
 
 python examples/paper_configurations/plot.py --folder runs/paper_configurations --out figure.png
 """
@@ -13,7 +13,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from run import CONFIGURATIONS, DESCRIPTIONS
+from run import CONFIGURATIONS, DESCRIPTIONS, VARIANTS
 
 
 def bootstrap_interval(values: np.ndarray, n_resamples: int = 2000) -> tuple[np.ndarray, np.ndarray]:
@@ -29,14 +29,15 @@ def bootstrap_interval(values: np.ndarray, n_resamples: int = 2000) -> tuple[np.
     return low, high
 
 
-def curve(folder: pathlib.Path, configuration: str, column: str, steps: np.ndarray) -> np.ndarray:
+def curve(folder: pathlib.Path, arm: str, column: str, steps: np.ndarray) -> np.ndarray:
     """
-    One column of all runs of a configuration, at the given steps.
+    One column of all runs of an arm, at the given steps.
 
+    :param arm: The runs' folder without the seed, such as ``"configuration2_default"``
     :return: ``(runs, steps)``
     """
     runs = []
-    for path in sorted(folder.glob(f"configuration{configuration}_seed*/progress.csv")):
+    for path in sorted(folder.glob(f"{arm}_seed*/progress.csv")):
         table = pd.read_csv(path)[["time/total_timesteps", column]].dropna()
         runs.append(np.interp(steps, table["time/total_timesteps"], table[column], right=np.nan))
     return np.array(runs)
@@ -50,21 +51,28 @@ def main() -> None:
     arguments = parser.parse_args()
 
     steps = np.linspace(4_000, arguments.timesteps, 200)
-    figure, (top, bottom) = plt.subplots(2, sharex=True, figsize=(7, 6), layout="constrained")
-    for axes, column in ((top, "rollout/ep_rew_mean"), (bottom, "jepa/embedding_variance")):
-        for configuration in CONFIGURATIONS:
-            values = curve(arguments.folder, configuration, column, steps)
-            if not len(values):
-                continue
-            label = f"{configuration}: {DESCRIPTIONS[configuration]} ({len(values)} run{'s' * (len(values) > 1)})"
-            (line,) = axes.plot(steps, values.mean(axis=0), label=label)
-            axes.fill_between(steps, *bootstrap_interval(values), color=line.get_color(), alpha=0.2, linewidth=0)
-    top.set_ylabel("return, last 100 episodes")
-    top.legend(frameon=False)
-    bottom.set_ylabel("embedding variance")
-    bottom.set_yscale("log")
-    bottom.set_xlabel("environment steps")
-    figure.savefig(arguments.out, dpi=120)
+    variants = [variant for variant in VARIANTS if list(arguments.folder.glob(f"*_{variant}_seed*/progress.csv"))]
+    figure, grid = plt.subplots(
+        2, len(variants), sharex=True, sharey="row", squeeze=False, figsize=(5 * len(variants), 6), layout="constrained"
+    )
+    for variant, (top, bottom) in zip(variants, grid.T, strict=True):
+        for axes, column in ((top, "rollout/ep_rew_mean"), (bottom, "jepa/embedding_variance")):
+            for number, configuration in enumerate(CONFIGURATIONS):
+                values = curve(arguments.folder, f"configuration{configuration}_{variant}", column, steps)
+                if not len(values):
+                    continue
+                label = f"{configuration}: {DESCRIPTIONS[configuration]}"
+                axes.plot(steps, values.mean(axis=0), color=f"C{number}", label=label)
+                if len(values) > 1:
+                    axes.fill_between(steps, *bootstrap_interval(values), color=f"C{number}", alpha=0.2, linewidth=0)
+        top.set_title(variant)
+        bottom.set_xlabel("environment steps")
+        bottom.set_yscale("log")
+    grid[0, 0].set_ylabel("return, last 100 episodes")
+    grid[1, 0].set_ylabel("embedding variance")
+    grid[0, 0].legend(frameon=False)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.out, dpi=100)
 
 
 if __name__ == "__main__":
