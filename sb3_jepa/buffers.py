@@ -33,7 +33,7 @@ class JepaRolloutBuffer(RolloutBuffer):
     :class:`Transitions`, which :class:`~sb3_jepa.JepaPolicy` unpacks. Pass it as ``rollout_buffer_class``.
 
     The next observation is the next row, except where an episode ends (the true last observation, terminal or
-    truncated) and in the last row. Only these exceptions are stored. They are reported by
+    truncated) and in the last row. Only these are stored a second time. They are reported by
     :class:`~sb3_jepa.JepaCallback`; without it these rows are marked as not valid. A pair never crosses the border of
     an episode.
 
@@ -50,9 +50,9 @@ class JepaRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         """Reset the buffer."""
         super().reset()
-        self._exceptions: list[np.ndarray] = []
-        # Where the next observation of a row stands among the exceptions; -1: it is the next row
-        self._exception_index = np.full((self.buffer_size, self.n_envs), -1, dtype=np.int64)
+        self._stored_observations: list[np.ndarray] = []
+        # Where the next observation of a row is stored; -1: it is not, being the next row
+        self._stored_index = np.full((self.buffer_size, self.n_envs), -1, dtype=np.int64)
         self._last_observations: np.ndarray | None = None
 
     def record_step(self, new_obs: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
@@ -66,33 +66,34 @@ class JepaRolloutBuffer(RolloutBuffer):
         for env_index in np.flatnonzero(dones):
             terminal_observation = infos[env_index].get("terminal_observation")
             if terminal_observation is not None:
-                self._exception_index[self.pos, env_index] = len(self._exceptions)
-                self._exceptions.append(np.asarray(terminal_observation))
+                self._stored_index[self.pos, env_index] = len(self._stored_observations)
+                self._stored_observations.append(np.asarray(terminal_observation))
         self._last_observations = new_obs
         self._last_dones = dones
 
     def _link_next_observations(self) -> None:
-        """Number every row's next observation as ``get()`` will flatten the rows, and the exceptions after them."""
+        """Number every row's next observation as ``get()`` will flatten the rows, and the stored ones after them."""
         n_rows = self.buffer_size * self.n_envs
         # Environment by environment, as swap_and_flatten() does
         row_index = np.arange(n_rows).reshape(self.n_envs, self.buffer_size).T
-        exception_index = self._exception_index
+        stored_index = self._stored_index
         is_last_of_episode = np.zeros((self.buffer_size, self.n_envs), dtype=bool)
         is_last_of_episode[:-1] = self.episode_starts[1:] > 0
         is_last_of_episode[-1] = True
         if self._last_observations is not None:
             for env_index in np.flatnonzero(~self._last_dones.astype(bool)):
-                exception_index[-1, env_index] = len(self._exceptions)
-                self._exceptions.append(np.asarray(self._last_observations[env_index]))
-        is_exception = exception_index >= 0
-        is_unknown = is_last_of_episode & ~is_exception
-        next_index = np.where(is_exception, n_rows + exception_index, np.where(is_unknown, row_index, row_index + 1))
+                stored_index[-1, env_index] = len(self._stored_observations)
+                self._stored_observations.append(np.asarray(self._last_observations[env_index]))
+        is_stored = stored_index >= 0
+        is_unknown = is_last_of_episode & ~is_stored
+        next_index = np.where(is_stored, n_rows + stored_index, np.where(is_unknown, row_index, row_index + 1))
         self._next_index = self.swap_and_flatten(next_index).flatten()
         self._valid = 1.0 - self.swap_and_flatten(is_unknown).flatten().astype(np.float32)
-        self._exception_observations = np.array(self._exceptions, self.observations.dtype).reshape(-1, *self.obs_shape)
+        stored = np.array(self._stored_observations, self.observations.dtype).reshape(-1, *self.obs_shape)
         # The policy sees all the others when it acts, and objects to them there
-        if not np.isfinite(self._exception_observations).all():
+        if not np.isfinite(stored).all():
             raise ValueError("The last observations of episodes contain NaN or infinite values; check the environment")
+        self._stored_array = stored
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """
@@ -106,9 +107,9 @@ class JepaRolloutBuffer(RolloutBuffer):
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> RolloutBufferSamples:
         samples = super()._get_samples(batch_inds, env)
         next_index = self._next_index[batch_inds]
-        is_exception = next_index >= len(self._next_index)
-        next_observations = self.observations[np.where(is_exception, batch_inds, next_index)]
-        next_observations[is_exception] = self._exception_observations[next_index[is_exception] - len(self._next_index)]
+        is_stored = next_index >= len(self._next_index)
+        next_observations = self.observations[np.where(is_stored, batch_inds, next_index)]
+        next_observations[is_stored] = self._stored_array[next_index[is_stored] - len(self._next_index)]
         transitions = Transitions(
             samples.observations,
             samples.actions,

@@ -272,7 +272,6 @@ class JepaPolicy(ActorCriticPolicy):
             objective_class=self.objective_class,
             objective_kwargs=self.objective_kwargs,
             rl_gradient=self.rl_gradient,
-            share_features_extractor=self.share_features_extractor,
         )
         return data
 
