@@ -62,7 +62,7 @@ class JepaExtractor(BaseFeaturesExtractor):
             raise ValueError(
                 "JepaExtractor takes images: a 3-dimensional Box of dtype uint8 with bounds 0 and 255 "
                 "(or already normalized images with `normalize_images=False` in `policy_kwargs`), "
-                f"got {observation_space}"
+                f"got {observation_space}. sb3_jepa.envs.make_pixel_vec_env makes them of what an environment renders"
             )
         if not is_image_space_channels_first(observation_space):
             raise ValueError(
