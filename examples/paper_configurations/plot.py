@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, default=100_000, help="end of the axis (default: %(default)s)")
     arguments = parser.parse_args()
 
-    steps = np.linspace(4_000, arguments.timesteps, 200)
+    steps = np.linspace(2_000, arguments.timesteps, 200)
     variants = [variant for variant in VARIANTS if list(arguments.folder.glob(f"*_{variant}_seed*/progress.csv"))]
     figure, grid = plt.subplots(
         2, len(variants), sharex=True, sharey="row", squeeze=False, figsize=(5 * len(variants), 6), layout="constrained"
