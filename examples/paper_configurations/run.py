@@ -49,6 +49,8 @@ DESCRIPTIONS = {
 # What the paper leaves open, and what decides whether configuration 3 collapses
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
+    # The paper's layout: each patch of each frame is a token. The default makes one token of the three.
+    "frames-as-tokens": dict(features_extractor_kwargs=dict(frames_as="tokens")),
     # A predictor that begins with more gain than PyTorch's initialisation gives it
     "strong-predictor": dict(objective_kwargs=dict(predictor_gain=1.85)),
     # Frames that are divided by 255, as Stable-Baselines3 does, and not standardised
