@@ -39,7 +39,7 @@ def curve(folder: pathlib.Path, arm: str, column: str, steps: np.ndarray) -> np.
     runs = []
     for path in sorted(folder.glob(f"{arm}_seed*/progress.csv")):
         table = pd.read_csv(path)[["time/total_timesteps", column]].dropna()
-        runs.append(np.interp(steps, table["time/total_timesteps"], table[column], right=np.nan))
+        runs.append(np.interp(steps, table["time/total_timesteps"], table[column], left=np.nan, right=np.nan))
     return np.array(runs)
 
 
