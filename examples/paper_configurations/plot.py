@@ -47,11 +47,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/paper_configurations"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/paper_configurations/figure.png"))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--timesteps", type=int, default=100_000, help="end of the axis (default: %(default)s)")
     arguments = parser.parse_args()
 
     steps = np.linspace(2_000, arguments.timesteps, 200)
-    variants = [variant for variant in VARIANTS if list(arguments.folder.glob(f"*_{variant}_seed*/progress.csv"))]
+    variants = [name for name in arguments.variants if list(arguments.folder.glob(f"*_{name}_seed*/progress.csv"))]
+    if not variants:
+        parser.error(f"no runs in {arguments.folder}; run.py makes them")
     figure, grid = plt.subplots(
         2, len(variants), sharex=True, sharey="row", squeeze=False, figsize=(5 * len(variants), 6), layout="constrained"
     )
