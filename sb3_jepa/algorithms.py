@@ -93,6 +93,8 @@ class PPO(JointTraining, stable_baselines3.PPO):
         **kwargs: Any,
     ):
         is_jepa = policy == "JepaPolicy" or (isinstance(policy, type) and issubclass(policy, JepaPolicy))
-        n_steps = n_steps or (128 if is_jepa else 2048)
-        batch_size = batch_size or (128 if is_jepa else 64)
+        if n_steps is None:
+            n_steps = 128 if is_jepa else 2048
+        if batch_size is None:
+            batch_size = 128 if is_jepa else 64
         super().__init__(policy, env, learning_rate, n_steps, batch_size, *args, **kwargs)

@@ -23,9 +23,10 @@ def replace_when_complete(
     if not isinstance(path, (str, pathlib.Path)):
         yield path
         return
-    # A link stays a link: the file that it points to is replaced
-    path = pathlib.Path(path).resolve()
+    path = pathlib.Path(path)
     path = path if path.suffix else path.with_suffix(suffix)
+    # A link stays a link: the file that it points to is replaced
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     # The folder gives the file inside it the permissions that it would have had anyway, which mkstemp() would not
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:

@@ -43,6 +43,12 @@ def test_policy_by_name_and_other_policies():
     assert (model.learning_rate, model.n_steps, model.batch_size, model.n_epochs, model.gamma) == (1e-3, 16, 32, 3, 0.9)
 
 
+def test_zero_is_not_taken_for_a_default():
+    for kwargs in (dict(n_steps=0), dict(batch_size=0)):
+        with pytest.raises((AssertionError, ZeroDivisionError)):
+            PPO("JepaPolicy", make_env(), policy_kwargs=SMALL_POLICY, **kwargs)
+
+
 def test_the_same_seed_gives_the_same_training():
     first, second = make_model().learn(96), make_model().learn(96)
     assert_equal_states(first.policy, second.policy)

@@ -122,7 +122,7 @@ def test_dict_observations_are_refused():
 
 
 @pytest.mark.parametrize("wrap", ["VecNormalize", "VecFrameStack", "channels last", "SubprocVecEnv"])
-def test_next_observations_behind_wrappers(wrap, tmp_path):
+def test_next_observations_behind_wrappers(wrap):
     """Against a recording of what the policy was shown: the next time it is shown something, that is what came next."""
     policy_kwargs = dict(SMALL_POLICY, features_extractor_kwargs=dict(embed_dim=16, num_heads=2, standardize_frames=0))
     if wrap == "VecNormalize":

@@ -23,10 +23,11 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "first.zip").write_text("old")
     (tmp_path / "latest.zip").symlink_to(tmp_path / "first.zip")
-    with replace_when_complete(tmp_path / "latest.zip") as unfinished:
-        unfinished.write_text("new")
-    assert (tmp_path / "latest.zip").is_symlink()
-    assert (tmp_path / "first.zip").read_text() == "new"
+    for name, text in (("latest.zip", "new"), ("latest", "newer")):
+        with replace_when_complete(tmp_path / name, suffix=".zip") as unfinished:
+            unfinished.write_text(text)
+        assert (tmp_path / "latest.zip").is_symlink()
+        assert (tmp_path / "first.zip").read_text() == text
 
 
 def test_a_completed_save_replaces_the_old_file(tmp_path):
