@@ -1,24 +1,22 @@
 """Pixel versions of Gymnasium environments."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import (
-    AddRenderObservation,
-    FrameStackObservation,
-    GrayscaleObservation,
-    ResizeObservation,
-    TransformObservation,
-)
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.wrappers import AddRenderObservation, FrameStackObservation, TransformObservation
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 # A frame's longer side is rounded to a multiple of this many pixels, so that patches of 8 or 16 pixels fit
 ROUND_TO = 16
+# Weights of red, green and blue in a grey picture: ITU-R 709, as in Gymnasium's GrayscaleObservation
+LUMINANCE = np.array([[0.2125, 0.7154, 0.0721]])
 
 
 def pixel_observations(
@@ -47,38 +45,48 @@ def pixel_observations(
     if frames <= 0:
         raise ValueError(f"`frames` must be positive, got {frames}")
     try:
-        import cv2  # noqa: F401  (Gymnasium's ResizeObservation needs it)
+        import cv2  # noqa: F401  (the first frame would fail otherwise)
     except ImportError as error:
         raise ImportError('Pixel environments need OpenCV: pip install "sb3-jepa[pixels]"') from error
 
-    env = AddRenderObservation(env, render_only=True)
-    if crop is not None:
-        env = _crop(env, crop)
-    assert env.observation_space.shape is not None
-    env = ResizeObservation(env, _frame_size(frame_size, *env.observation_space.shape[:2]))
-    # Grey after the resizing: the order hardly matters to the picture, and does to the time that it takes
-    if grayscale:
-        env = GrayscaleObservation(env)
-    # Channels first, then one frame after the other: (frames, channels, height, width)
-    env = _transform(env, lambda image: image[None] if grayscale else np.moveaxis(image, -1, 0))
-    env = FrameStackObservation(env, frames)
-    return _transform(env, lambda stack: stack.reshape(-1, *stack.shape[2:]))
-
-
-def _transform(env: gym.Env, fn: Callable[[np.ndarray], np.ndarray]) -> gym.Env:
-    """Apply a function that moves pixels about but does not change them."""
-    assert isinstance(env.observation_space, spaces.Box)
-    low, high = fn(env.observation_space.low), fn(env.observation_space.high)
-    return TransformObservation(env, fn, spaces.Box(low, high, dtype=np.uint8))
-
-
-def _crop(env: gym.Env, crop: tuple[int, int, int, int]) -> gym.Env:
-    assert env.observation_space.shape is not None
-    height, width = env.observation_space.shape[:2]
-    top, bottom, left, right = crop
+    rendered = AddRenderObservation(env, render_only=True)
+    assert rendered.observation_space.shape is not None
+    if len(rendered.observation_space.shape) != 3 or rendered.observation_space.shape[2] != 3:
+        raise ValueError(f"The picture must have three channels, got the shape {rendered.observation_space.shape}")
+    height, width = rendered.observation_space.shape[:2]
+    top, bottom, left, right = crop = (0, height, 0, width) if crop is None else crop
     if not (0 <= top < bottom <= height and 0 <= left < right <= width):
         raise ValueError(f"`crop` must be (top, bottom, left, right) within {height}x{width} pixels, got {crop}")
-    return _transform(env, lambda image: image[top:bottom, left:right])
+    size = _frame_size(frame_size, bottom - top, right - left)
+    to_frame = partial(_to_frame, grayscale=grayscale)
+
+    space = spaces.Box(0, 255, (1 if grayscale else 3, *size), dtype=np.uint8)
+    shown: gym.ObservationWrapper = TransformObservation(
+        rendered, lambda image: to_frame(image[top:bottom, left:right], size), space
+    )
+    if isinstance(env.unwrapped, CartPoleEnv):
+        # Only here, for it needs pygame, which other environments do not
+        from sb3_jepa.fast_cartpole import FastCartPole, renders_cartpole
+
+        if renders_cartpole(env):
+            fast = FastCartPole(env, crop, size, to_frame)
+            # Another version of Gymnasium may draw another picture
+            if np.allclose(fast.observation(None), shown.observation(env.render()), rtol=0, atol=1):
+                shown = fast
+    # One frame after the other: (frames * channels, height, width)
+    stacked = spaces.Box(0, 255, (frames * space.shape[0], *size), dtype=np.uint8)
+    return TransformObservation(
+        FrameStackObservation(shown, frames), lambda stack: stack.reshape(stacked.shape), stacked
+    )
+
+
+def _to_frame(image: np.ndarray, size: tuple[int, int], grayscale: bool) -> np.ndarray:
+    """Resize a picture to ``(channels, height, width)``."""
+    import cv2
+
+    image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    # Grey after the resizing: the order hardly matters to the picture, and does to the time that it takes
+    return cv2.transform(image, LUMINANCE)[None] if grayscale else np.moveaxis(image, -1, 0)
 
 
 def _frame_size(frame_size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:

@@ -4,10 +4,19 @@ import cv2
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.wrappers import (
+    AddRenderObservation,
+    GrayscaleObservation,
+    ResizeObservation,
+    TimeLimit,
+    TransformObservation,
+)
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_jepa.envs import make_pixel_vec_env, pixel_observations
+from sb3_jepa.fast_cartpole import FastCartPole
 
 
 @pytest.mark.parametrize(
@@ -100,6 +109,162 @@ def test_from_a_callable_and_numpy_numbers():
         lambda: gym.make("CartPole-v1", render_mode="rgb_array"), frame_size=np.int64(32), n_envs=1
     )
     assert env.reset().shape == (1, 3, 32, 48)
+
+
+def test_a_picture_without_three_channels_is_refused():
+    class Grey(gym.Wrapper):
+        def render(self):
+            return super().render()[..., 0]
+
+    with pytest.raises(ValueError, match="three channels"):
+        pixel_observations(Grey(gym.make("Pendulum-v1", render_mode="rgb_array")))
+
+
+def cartpole() -> gym.Env:
+    return gym.make("CartPole-v1", render_mode="rgb_array")
+
+
+def gymnasium_pixels(env: gym.Env, size: tuple[int, int], crop=(0, 400, 0, 600), grayscale: bool = True) -> gym.Env:
+    """A single frame, ``(height, width)`` or ``(height, width, 3)``, by nothing but Gymnasium's own wrappers."""
+    top, bottom, left, right = crop
+    space = gym.spaces.Box(0, 255, (bottom - top, right - left, 3), np.uint8)
+    env = TransformObservation(AddRenderObservation(env), lambda image: image[top:bottom, left:right], space)
+    env = ResizeObservation(env, size)
+    return GrayscaleObservation(env) if grayscale else env
+
+
+def difference(env: gym.Env, gymnasium: gym.Env, state) -> int:
+    """Largest difference between two pictures of the same state, in grey levels."""
+    pictures = []
+    for one in (env, gymnasium):
+        one.unwrapped.state, one.unwrapped.steps_beyond_terminated = np.array(state, dtype=float), None
+        pictures.append(one.step(0)[0].astype(int))
+    ours, theirs = pictures
+    return np.abs(ours - (theirs[None] if theirs.ndim == 2 else np.moveaxis(theirs, -1, 0))).max()
+
+
+def draws_itself(env: gym.Env) -> bool:
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, FastCartPole):
+            return True
+        env = env.env
+    return False
+
+
+@pytest.mark.parametrize(
+    ("frame_size", "kwargs"),
+    [
+        ((64, 96), {}),
+        ((64, 96), dict(grayscale=False)),
+        ((84, 84), {}),
+        ((84, 84), dict(grayscale=False)),
+        ((48, 96), dict(crop=(140, 340, 0, 600))),
+        # The pole leaves this picture
+        ((50, 60), dict(crop=(190, 290, 150, 430), grayscale=False)),
+        (40, {}),
+        ((400, 600), {}),
+        ((400, 600), dict(grayscale=False)),
+        # No rows or columns that can be resized by themselves: no common factor, or enlarged
+        ((67, 91), {}),
+        ((500, 300), {}),
+    ],
+)
+def test_cartpole_looks_as_with_gymnasium(frame_size, kwargs):
+    size = (40, 64) if frame_size == 40 else frame_size
+    env = pixel_observations(cartpole(), frame_size, frames=1, **kwargs)
+    gymnasium = gymnasium_pixels(cartpole(), size, **kwargs)
+    assert draws_itself(env)
+    env.reset(seed=0)
+    gymnasium.reset(seed=0)
+
+    angle = 12 * np.pi / 180
+    rng = np.random.default_rng(0)
+    # In an episode, and far beyond the end of one
+    states = list(rng.uniform(-1, 1, (40, 4)) * (2.4, 1, angle, 1))
+    states += list(rng.uniform(-1, 1, (20, 4)) * (3, 1, np.pi, 1))
+    states += [(x, 0, theta, 0) for x in (-10, -2.4, 0, 2.4, 10) for theta in (-angle, 0, angle, np.pi / 2, np.pi)]
+    assert max(difference(env, gymnasium, state) for state in states) <= 1
+
+
+def test_cartpole_looks_as_with_gymnasium_over_episodes():
+    env = pixel_observations(cartpole(), (64, 96), frames=1)
+    gymnasium = gymnasium_pixels(cartpole(), (64, 96))
+    actions = np.random.default_rng(0)
+    n_ends, ended = 0, True
+    for step in range(200):
+        if ended:
+            pictures = [one.reset(seed=step)[0] for one in (env, gymnasium)]
+            ended = False
+        else:
+            action = actions.integers(2)
+            pictures, _, (ended, _), _, _ = zip(*(one.step(action) for one in (env, gymnasium)), strict=True)
+            n_ends += ended
+        assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
+    assert n_ends >= 5
+
+
+def test_cartpole_of_other_dimensions_looks_as_with_gymnasium():
+    env, gymnasium = pixel_observations(cartpole(), (64, 96), frames=1), gymnasium_pixels(cartpole(), (64, 96))
+    for one in (env, gymnasium):
+        one.reset(seed=0)
+        one.unwrapped.length, one.unwrapped.x_threshold = 0.8, 1.5
+    for x in (-1.5, 0.0, 0.7):
+        assert difference(env, gymnasium, (x, 0, 0.1, 0)) <= 1
+
+
+def test_cartpole_still_renders():
+    env, gymnasium = pixel_observations(cartpole()), cartpole()
+    for one in (env, gymnasium):
+        one.reset(seed=0)
+        one.step(1)
+    assert env.render().shape == (400, 600, 3)
+    assert np.array_equal(env.render(), gymnasium.render())
+
+
+def test_cartpole_can_be_made_again_from_its_spec():
+    env = pixel_observations(cartpole(), 32)
+    assert np.array_equal(gym.make(env.spec).reset(seed=0)[0], env.reset(seed=0)[0])
+
+
+class Inverted(gym.Wrapper):
+    def render(self):
+        return 255 - super().render()
+
+
+class InvertedCartPole(CartPoleEnv):
+    def render(self):
+        return 255 - super().render()
+
+
+def instance_inverted() -> gym.Env:
+    env = cartpole()
+    render = env.unwrapped.render
+    env.unwrapped.render = lambda: 255 - render()
+    return env
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Inverted(cartpole()),
+        lambda: TimeLimit(Inverted(cartpole()), 10),
+        lambda: InvertedCartPole(render_mode="rgb_array"),
+        instance_inverted,
+    ],
+    ids=["wrapper", "wrapped wrapper", "subclass", "instance"],
+)
+def test_who_renders_something_else_is_respected(make):
+    env, gymnasium = pixel_observations(make(), (64, 96), frames=1), gymnasium_pixels(make(), (64, 96))
+    assert not draws_itself(env)
+    for one in (env, gymnasium):
+        one.reset(seed=0)
+    assert difference(env, gymnasium, (0.5, 0, 0.1, 0)) <= 1
+
+
+def test_another_drawing_of_cartpole_is_respected(monkeypatch):
+    # As if another version of Gymnasium drew the pole in another colour
+    monkeypatch.setattr("sb3_jepa.fast_cartpole.BROWN", (0, 0, 255))
+    assert not draws_itself(pixel_observations(cartpole()))
 
 
 def test_missing_opencv_names_the_extra(monkeypatch):
