@@ -32,6 +32,7 @@ class JepaExtractor(BaseFeaturesExtractor):
         1 for a single picture
     :param frames_as: ``"tokens"``: each patch of each frame is a token, as in the paper. ``"channels"``: the patches of
         one place in all frames form one token; ``frames`` times fewer tokens, and faster by about as much.
+        ``"changes"``: the same, of the newest frame and the changes from frame to frame, so that motion is seen sooner.
     :param final_norm: Whether a LayerNorm closes the transformer, as in the original ViT. It keeps the embedding
         variance of a healthy encoder between 0 and 1.
     :param standardize_frames: From how many observations to measure the statistics that standardise the input, before
@@ -39,7 +40,8 @@ class JepaExtractor(BaseFeaturesExtractor):
         ``JepaPolicy``; in any other policy, give them to ``extractor.standardization.update`` yourself.
     :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
         checks), as in Stable-Baselines3's ``NatureCNN``
-    :raises ValueError: If the observations are not channels-first images, or do not fit ``patch_size`` or ``frames``
+    :raises ValueError: If the observations are not channels-first images, do not fit ``patch_size`` or ``frames``, or
+        if an argument is not among those accepted
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class JepaExtractor(BaseFeaturesExtractor):
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
         frames: int = 3,
-        frames_as: str = "channels",
+        frames_as: str = "changes",
         final_norm: bool = True,
         standardize_frames: int = 1024,
         normalized_image: bool = False,
@@ -75,13 +77,18 @@ class JepaExtractor(BaseFeaturesExtractor):
                 f"`frames` does not match the stack: frames={frames} frames of 1 or 3 channels each "
                 f"cannot fill the {n_channels} channels of an observation of shape {observation_space.shape}"
             )
+        if frames_as not in ("changes", "channels", "tokens"):
+            raise ValueError(f'`frames_as` must be "changes", "channels" or "tokens", got {frames_as!r}')
         if standardize_frames < 0:
             raise ValueError(f"`standardize_frames` must not be negative, got {standardize_frames}")
         super().__init__(observation_space, features_dim=embed_dim)
-        tokenizer = PatchTokenizer(frames, n_channels // frames, height, width, patch_size, embed_dim, frames_as)
+        n_tokenized = frames if frames_as == "tokens" else 1
+        tokenizer = PatchTokenizer(n_tokenized, n_channels // n_tokenized, height, width, patch_size, embed_dim)
         self.standardize_frames = standardize_frames
         self._warned_not_standardized = False
-        self.standardization = InputStandardization(observation_space.shape)
+        self.standardization = InputStandardization(
+            observation_space.shape, changes_of=frames if frames_as == "changes" else 1
+        )
         self.encoder = TransformerEncoder(tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm)
 
     @property

@@ -17,7 +17,7 @@ def image_space(*shape: int, dtype=np.uint8, high=255) -> spaces.Box:
     return spaces.Box(0, high, shape, dtype)
 
 
-@pytest.mark.parametrize("frames_as", ["tokens", "channels"])
+@pytest.mark.parametrize("frames_as", ["changes", "channels", "tokens"])
 @pytest.mark.parametrize(("channels", "frames"), [(3, 3), (9, 3), (1, 1), (4, 4)])
 def test_shapes(frames_as, channels, frames):
     extractor = JepaExtractor(image_space(channels, 32, 48), embed_dim=32, frames=frames, frames_as=frames_as)
@@ -41,6 +41,7 @@ def test_shapes(frames_as, channels, frames):
         (spaces.Dict(image=image_space(3, 32, 32)), {}, "images"),
         (image_space(3, 32, 32), dict(standardize_frames=-1), "standardize_frames"),
         (image_space(3, 32, 32), dict(num_heads=3), "num_heads"),
+        (image_space(3, 32, 32), dict(frames_as="batch"), "frames_as.*changes.*channels.*tokens.*batch"),
     ],
 )
 def test_bad_input(space, kwargs, message):
@@ -110,3 +111,15 @@ def test_features_extractor_of_stock_algorithms(pixel_cartpole, algorithm):
     model.learn(64)
     trained = dict(model.policy.named_parameters())
     assert any(not th.equal(value, trained[name]) for name, value in before.items())
+
+
+def test_changes_are_the_same_information_in_another_form():
+    # The newest frame is what all channels hold where nothing moves; then a change in the oldest one is seen alone
+    extractor = JepaExtractor(image_space(9, 32, 48), embed_dim=32, num_heads=2)
+    extractor.standardization.update(th.rand(50, 9, 32, 48))
+    still = th.rand(1, 3, 32, 48).repeat(1, 3, 1, 1)
+    moved = still.clone()
+    moved[:, :3] += 0.1
+    difference = extractor.standardization(moved) - extractor.standardization(still)
+    assert th.allclose(difference[:, [0, 1, 2, 6, 7, 8]], th.zeros(()), atol=1e-5)
+    assert (difference[:, 3:6] < -0.1).all()

@@ -6,18 +6,17 @@ from torch import nn
 
 class PatchTokenizer(nn.Module):
     """
-    Patches of a stack of frames, each with a learned code for its place: ``(row, column)`` in the image and, where the
-    frames are tokens of their own, the frame (*JEPA for RL*, arXiv 2504.16591, section 3).
+    Patches of a stack of frames, each with a learned code for its place: ``(row, column)`` in the image and, if there
+    are several, the frame (*JEPA for RL*, arXiv 2504.16591, section 3).
 
-    :param frames: Number of stacked frames ``k``
+    :param frames: Number of stacked frames ``k``, whose patches are tokens of their own. With 1 and ``k`` times the
+        channels, the ``k`` patches of one place form one token, a tubelet: ``k`` times fewer tokens.
     :param channels: Channels of one frame (1 for grey, 3 for RGB)
     :param height: Height of a frame in pixels
     :param width: Width of a frame in pixels
     :param patch_size: Side of a square patch in pixels; must divide height and width
     :param embed_dim: Width of a token
-    :param frames_as: ``"tokens"``: each patch of each frame is a token (the paper). ``"channels"``: the ``k`` patches
-        of one place form one token, a tubelet; ``k`` times fewer tokens.
-    :raises ValueError: If the image is smaller than a patch or not divisible by it, or ``frames_as`` is unknown
+    :raises ValueError: If the image is smaller than a patch or not divisible by it
     """
 
     def __init__(
@@ -28,7 +27,6 @@ class PatchTokenizer(nn.Module):
         width: int,
         patch_size: int = 16,
         embed_dim: int = 64,
-        frames_as: str = "channels",
     ):
         super().__init__()
         if patch_size <= 0:
@@ -42,17 +40,13 @@ class PatchTokenizer(nn.Module):
                 f"`patch_size` must divide the height and width of the image, got patch_size={patch_size} "
                 f"for {height}x{width} pixels"
             )
-        if frames_as not in ("tokens", "channels"):
-            raise ValueError(f'`frames_as` must be "tokens" or "channels", got {frames_as!r}')
-        self.frames = frames if frames_as == "tokens" else 1
+        self.frames = frames
         self.patch_size = patch_size
         self.n_rows, self.n_columns = height // patch_size, width // patch_size
-        channels = channels if frames_as == "tokens" else frames * channels
         self.projection = nn.Linear(channels * patch_size**2, embed_dim)
         self.row_code = nn.Parameter(th.zeros(self.n_rows, 1, embed_dim))
         self.column_code = nn.Parameter(th.zeros(self.n_columns, embed_dim))
-        # One tubelet spans all frames: there is nothing to tell apart
-        self.frame_code = nn.Parameter(th.zeros(frames, 1, 1, embed_dim)) if frames_as == "tokens" else None
+        self.frame_code = nn.Parameter(th.zeros(frames, 1, 1, embed_dim)) if frames > 1 else None
         self.reset_parameters()
 
     @property

@@ -36,3 +36,18 @@ def test_statistics_travel_in_the_state_dict():
     inputs = th.randn(3, 2)
     assert th.equal(other(inputs), standardization(inputs))
     assert other.n_seen == 10
+
+
+def test_changes_from_frame_to_frame_have_deviations_of_their_own():
+    th.manual_seed(0)
+    oldest = th.randn(200, 2, 4, 4)
+    inputs = th.cat((oldest, oldest + 0.1 * th.randn(200, 2, 4, 4), 5 * th.randn(200, 2, 4, 4)), dim=1)
+    standardization = InputStandardization((6, 4, 4), changes_of=3)
+    for batch in inputs.split((30, 170)):
+        standardization.update(batch)
+    first, second, third = inputs.split(2, dim=1)
+    standardized = standardization(inputs)
+    for part, expected in zip(standardized.split(2, dim=1), (third, second - first, third - second), strict=True):
+        expected = expected - expected.mean(0)
+        deviation = expected.square().mean().sqrt()
+        assert th.allclose(part, expected / deviation, atol=1e-5)

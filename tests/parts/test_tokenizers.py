@@ -5,7 +5,7 @@ from sb3_jepa.parts import PatchTokenizer
 
 
 def test_every_token_is_one_patch_with_the_code_of_its_place():
-    tokenizer = PatchTokenizer(2, 3, 8, 12, patch_size=4, embed_dim=16, frames_as="tokens")
+    tokenizer = PatchTokenizer(2, 3, 8, 12, patch_size=4, embed_dim=16)
     images = th.randn(5, 6, 8, 12)
     tokens = tokenizer(images)
     assert tokens.shape == (5, 12, 16)
@@ -16,8 +16,8 @@ def test_every_token_is_one_patch_with_the_code_of_its_place():
     assert th.allclose(tokens[:, frame * 6 + row * 3 + column], tokenizer.projection(patch) + code, atol=1e-5)
 
 
-def test_a_tubelet_is_one_place_in_all_frames():
-    tokenizer = PatchTokenizer(3, 1, 8, 12, patch_size=4, embed_dim=16, frames_as="channels")
+def test_a_tubelet_is_one_place_in_all_channels():
+    tokenizer = PatchTokenizer(1, 3, 8, 12, patch_size=4, embed_dim=16)
     images = th.randn(5, 3, 8, 12)
     tokens = tokenizer(images)
     assert tokens.shape == (5, 6, 16)
@@ -31,7 +31,6 @@ def test_a_tubelet_is_one_place_in_all_frames():
         (dict(height=8, width=12, patch_size=16), "8x12 pixels is smaller than a patch"),
         (dict(height=16, width=24, patch_size=16), "divide"),
         (dict(height=16, width=16, patch_size=0), "positive"),
-        (dict(height=16, width=16, frames_as="batch"), "frames_as"),
     ],
 )
 def test_bad_input(kwargs, message):
