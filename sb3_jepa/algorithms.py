@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_jepa.buffers import JepaRolloutBuffer
 from sb3_jepa.callbacks import JepaCallback
@@ -65,14 +66,18 @@ class PPO(JointTraining, stable_baselines3.PPO):
     """
     Stable-Baselines3's Proximal Policy Optimization, with ``JepaPolicy`` among its policies.
 
-    For a ``JepaPolicy`` two defaults are others, which suit pixels and several environments better.
+    For a ``JepaPolicy`` some defaults are others, which were found on pixels with several environments.
 
     :param policy: The policy model to use (JepaPolicy, MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
-    :param n_steps: The number of steps to run for each environment per update; 128 by default (with any other policy
-        than ``JepaPolicy``: 2048)
-    :param batch_size: Minibatch size; 128 by default (with any other policy than ``JepaPolicy``: 64)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). By
+        default it falls from 1e-3 to 0 in the course of the training (with any other policy than ``JepaPolicy``: 3e-4)
+    :param n_steps: The number of steps to run for each environment per update; 128 by default (otherwise 2048)
+    :param batch_size: Minibatch size; 128 by default (otherwise 64)
+    :param n_epochs: Number of epochs when optimizing the surrogate loss; 5 by default (otherwise 10)
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator; 0.9 by default
+        (otherwise 0.95)
     :param args: The further parameters of ``stable_baselines3.PPO``, in its order
     :param kwargs: The further parameters of ``stable_baselines3.PPO``
     """
@@ -86,15 +91,31 @@ class PPO(JointTraining, stable_baselines3.PPO):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule | None = None,
         n_steps: int | None = None,
         batch_size: int | None = None,
+        n_epochs: int | None = None,
+        gamma: float = 0.99,
+        gae_lambda: float | None = None,
         *args: Any,
         **kwargs: Any,
     ):
         is_jepa = policy == "JepaPolicy" or (isinstance(policy, type) and issubclass(policy, JepaPolicy))
-        if n_steps is None:
-            n_steps = 128 if is_jepa else 2048
-        if batch_size is None:
-            batch_size = 128 if is_jepa else 64
-        super().__init__(policy, env, learning_rate, n_steps, batch_size, *args, **kwargs)
+
+        def choose(given: Any, jepa: Any, otherwise: Any) -> Any:
+            if given is not None:
+                return given
+            return jepa if is_jepa else otherwise
+
+        super().__init__(
+            policy,
+            env,
+            choose(learning_rate, LinearSchedule(1e-3, 0.0, 1.0), 3e-4),
+            choose(n_steps, 128, 2048),
+            choose(batch_size, 128, 64),
+            choose(n_epochs, 5, 10),
+            gamma,
+            choose(gae_lambda, 0.9, 0.95),
+            *args,
+            **kwargs,
+        )

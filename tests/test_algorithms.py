@@ -39,8 +39,9 @@ def test_policy_by_name_and_other_policies():
     )
     assert_equal_states(ours.policy, theirs.policy)
     # ... and takes its arguments in Stable-Baselines3's order
-    model = PPO("JepaPolicy", make_env(), 1e-3, 16, 32, 3, 0.9, policy_kwargs=SMALL_POLICY)
-    assert (model.learning_rate, model.n_steps, model.batch_size, model.n_epochs, model.gamma) == (1e-3, 16, 32, 3, 0.9)
+    model = PPO("JepaPolicy", make_env(), 1e-3, 16, 32, 3, 0.9, 0.8, 0.1, policy_kwargs=SMALL_POLICY)
+    assert (model.learning_rate, model.n_steps, model.batch_size, model.n_epochs) == (1e-3, 16, 32, 3)
+    assert (model.gamma, model.gae_lambda, model.clip_range(1.0)) == (0.9, 0.8, 0.1)
 
 
 def test_zero_is_not_taken_for_a_default():

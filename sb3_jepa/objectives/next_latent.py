@@ -5,7 +5,13 @@ from collections.abc import Callable
 import torch as th
 from torch import nn
 
-from sb3_jepa.parts.losses import embedding_variance, prediction_loss, variance_loss
+from sb3_jepa.parts.losses import (
+    covariance_loss,
+    deviation_loss,
+    embedding_variance,
+    prediction_loss,
+    variance_loss,
+)
 from sb3_jepa.parts.predictors import ActionConditionedPredictor
 from sb3_jepa.parts.targets import MomentumEncoder
 
@@ -18,14 +24,17 @@ class NextLatentPrediction(nn.Module):
     .. math:: L = c_p\,\lVert g_\phi(s_x, a) - \mathrm{sg}(s_y) \rVert_2^2
               - c_v \min\left(1, \frac{1}{d}\sum_i \mathrm{Var}(s_x)_i\right)
 
-    (eq. 1 and 2), with :math:`s_x = f_\theta(x)` and :math:`s_y = f_{\bar\theta}(y)`.
+    (eq. 1 and 2), with :math:`s_x = f_\theta(x)` and :math:`s_y = f_{\bar\theta}(y)`. Beside them, the two terms of
+    *VICReg* (arXiv 2105.04906), which keep every dimension alive, and different from the others.
 
     :param encoder: The context encoder; the target encoder starts as its copy
     :param embed_dim: Width of the embedding
     :param action_dim: Width of the encoded action
     :param momentum: ``m`` of the target encoder in [0, 1], or a schedule of the remaining progress (from 1 to 0)
     :param prediction_coef: Weight of the prediction loss; 0 switches the target's forward pass off
-    :param variance_coef: Weight of the variance loss
+    :param variance_coef: Weight of the paper's variance loss
+    :param deviation_coef: Weight of the hinge on the deviation, see :func:`~sb3_jepa.parts.deviation_loss`
+    :param covariance_coef: Weight of the covariance, see :func:`~sb3_jepa.parts.covariance_loss`
     :param hidden_dim: Hidden width of the predictor
     :param predictor_gain: Gain of the predictor's initialisation, see
         :class:`~sb3_jepa.parts.ActionConditionedPredictor`; ``None`` for PyTorch's own
@@ -40,11 +49,18 @@ class NextLatentPrediction(nn.Module):
         momentum: float | Callable[[float], float] = 0.99,
         prediction_coef: float = 1.0,
         variance_coef: float = 0.0,
+        deviation_coef: float = 0.0,
+        covariance_coef: float = 0.0,
         hidden_dim: int = 128,
         predictor_gain: float | None = None,
     ):
         super().__init__()
-        for name, coefficient in dict(prediction_coef=prediction_coef, variance_coef=variance_coef).items():
+        for name, coefficient in dict(
+            prediction_coef=prediction_coef,
+            variance_coef=variance_coef,
+            deviation_coef=deviation_coef,
+            covariance_coef=covariance_coef,
+        ).items():
             if not 0 <= coefficient < float("inf"):
                 raise ValueError(f"`{name}` must be finite and not negative, got {coefficient}")
         self.momentum_schedule = momentum if callable(momentum) else None
@@ -53,6 +69,8 @@ class NextLatentPrediction(nn.Module):
             self.momentum = self._momentum_at(momentum, progress_remaining)
         self.prediction_coef = prediction_coef
         self.variance_coef = variance_coef
+        self.deviation_coef = deviation_coef
+        self.covariance_coef = covariance_coef
         self.target_encoder = MomentumEncoder(encoder)
         self.predictor = ActionConditionedPredictor(embed_dim, action_dim, hidden_dim, predictor_gain)
 
@@ -95,6 +113,12 @@ class NextLatentPrediction(nn.Module):
         variance = embedding_variance(embedding if self.variance_coef > 0 else embedding.detach())
         terms = {"embedding_variance": variance, "variance_loss": variance_loss(variance)}
         loss = self.variance_coef * terms["variance_loss"]
+        if self.deviation_coef > 0:
+            terms["deviation_loss"] = deviation_loss(embedding)
+            loss = loss + self.deviation_coef * terms["deviation_loss"]
+        if self.covariance_coef > 0:
+            terms["covariance_loss"] = covariance_loss(embedding)
+            loss = loss + self.covariance_coef * terms["covariance_loss"]
         if self.prediction_coef > 0:
             prediction = self.predictor(embedding, actions)
             terms["prediction_loss"] = prediction_loss(prediction, self.target_encoder(next_observations), valid)

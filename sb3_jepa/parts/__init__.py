@@ -1,6 +1,13 @@
 """The parts every objective is made of. Pure PyTorch: nothing here knows Stable-Baselines3."""
 
-from sb3_jepa.parts.losses import attach_loss, embedding_variance, prediction_loss, variance_loss
+from sb3_jepa.parts.losses import (
+    attach_loss,
+    covariance_loss,
+    deviation_loss,
+    embedding_variance,
+    prediction_loss,
+    variance_loss,
+)
 from sb3_jepa.parts.predictors import ActionConditionedPredictor
 from sb3_jepa.parts.standardization import InputStandardization
 from sb3_jepa.parts.targets import MomentumEncoder
@@ -14,6 +21,8 @@ __all__ = [
     "PatchTokenizer",
     "TransformerEncoder",
     "attach_loss",
+    "covariance_loss",
+    "deviation_loss",
     "embedding_variance",
     "prediction_loss",
     "variance_loss",

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch as th
+from torch.nn import functional as F
 
 
 def prediction_loss(prediction: th.Tensor, target: th.Tensor, valid: th.Tensor | None = None) -> th.Tensor:
@@ -52,6 +53,33 @@ def variance_loss(variance: th.Tensor) -> th.Tensor:
     :return: Scalar in [-1, 0]
     """
     return -variance.clamp(max=1.0)
+
+
+def deviation_loss(embedding: th.Tensor, epsilon: float = 1e-4) -> th.Tensor:
+    r"""
+    Hinge on the standard deviation of every dimension over the batch,
+    :math:`\frac{1}{d}\sum_i \max\left(0, 1 - \sqrt{\mathrm{Var}(s_x)_i + \epsilon}\right)`
+    (*VICReg*, arXiv 2105.04906, eq. 1). Unlike :func:`variance_loss`, it pulls the harder the less a dimension varies,
+    and lets no single one collapse.
+
+    :param embedding: ``(batch, embed_dim)``
+    :param epsilon: Keeps the gradient finite where a dimension does not vary at all
+    :return: Scalar in [0, 1]
+    """
+    return F.relu(1.0 - (embedding.var(dim=0, correction=0) + epsilon).sqrt()).mean()
+
+
+def covariance_loss(embedding: th.Tensor) -> th.Tensor:
+    r"""
+    Squared covariance of different dimensions, :math:`\frac{1}{d}\sum_{i \ne j} \mathrm{Cov}(s_x)_{ij}^2` (*VICReg*,
+    arXiv 2105.04906, eq. 4): what one dimension tells, another need not repeat.
+
+    :param embedding: ``(batch, embed_dim)``
+    :return: Scalar
+    """
+    centered = embedding - embedding.mean(dim=0)
+    covariance = centered.T @ centered / max(1, len(embedding) - 1)
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / embedding.shape[1]
 
 
 class _AttachLoss(th.autograd.Function):

@@ -4,7 +4,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_jepa.objectives import NextLatentPrediction
-from sb3_jepa.parts import embedding_variance, prediction_loss
+from sb3_jepa.parts import covariance_loss, deviation_loss, embedding_variance, prediction_loss
 
 
 def make_objective(**kwargs) -> tuple[nn.Module, NextLatentPrediction]:
@@ -25,6 +25,17 @@ def test_loss_is_the_weighted_sum_of_its_terms():
     assert terms["variance_loss"].item() == pytest.approx(-min(1.0, expected_variance.item()))
     assert loss.item() == pytest.approx(0.5 * expected_prediction.item() + 3.0 * terms["variance_loss"].item())
     assert not any(term.requires_grad for term in terms.values())
+
+
+def test_loss_with_the_terms_of_vicreg():
+    encoder, objective = make_objective(prediction_coef=0.0, deviation_coef=2.0, covariance_coef=0.5)
+    embedding = encoder(th.randn(6, 5))
+    loss, terms = objective(embedding, th.zeros(6, 2), th.randn(6, 5))
+    assert terms["deviation_loss"].item() == pytest.approx(deviation_loss(embedding).item())
+    assert terms["covariance_loss"].item() == pytest.approx(covariance_loss(embedding).item())
+    assert loss.item() == pytest.approx(2.0 * terms["deviation_loss"].item() + 0.5 * terms["covariance_loss"].item())
+    loss.backward()
+    assert encoder.weight.grad.abs().sum() > 0
 
 
 def test_the_target_is_the_next_observation_and_not_the_same_one():
@@ -80,6 +91,8 @@ def test_momentum_follows_its_schedule():
         (dict(prediction_coef=-1.0), "prediction_coef"),
         (dict(variance_coef=-1.0), "variance_coef"),
         (dict(variance_coef=float("nan")), "variance_coef"),
+        (dict(deviation_coef=-1.0), "deviation_coef"),
+        (dict(covariance_coef=float("inf")), "covariance_coef"),
     ],
 )
 def test_bad_input(kwargs, message):

@@ -1,7 +1,15 @@
+import numpy as np
 import pytest
 import torch as th
 
-from sb3_jepa.parts import attach_loss, embedding_variance, prediction_loss, variance_loss
+from sb3_jepa.parts import (
+    attach_loss,
+    covariance_loss,
+    deviation_loss,
+    embedding_variance,
+    prediction_loss,
+    variance_loss,
+)
 
 
 def test_prediction_loss_is_the_squared_distance_averaged_over_the_batch():
@@ -57,6 +65,32 @@ def test_embedding_variance_of_a_single_sample_is_zero():
     assert embedding_variance(th.randn(1, 8)).item() == 0.0
     with pytest.raises(ValueError, match="embed_dim"):
         embedding_variance(th.randn(8))
+
+
+def test_deviation_loss_is_a_hinge_on_every_dimension():
+    # Deviations 0.5, 2 and 0: one lacks a half, one nothing, one everything
+    embedding = th.tensor([[0.0, 1.0, 3.0], [1.0, 5.0, 3.0]])
+    assert deviation_loss(embedding, epsilon=0.0).item() == pytest.approx((0.5 + 0.0 + 1.0) / 3)
+    collapsed = th.ones(4, 3, requires_grad=True)
+    deviation_loss(collapsed).backward()
+    assert th.isfinite(collapsed.grad).all()
+
+
+def test_deviation_loss_lifts_a_nearly_collapsed_embedding_where_the_papers_term_hardly_does():
+    th.manual_seed(0)
+    embedding = (0.01 * th.randn(64, 8)).requires_grad_()
+    deviation_gradient = th.autograd.grad(deviation_loss(embedding), embedding)[0].norm()
+    variance_gradient = th.autograd.grad(variance_loss(embedding_variance(embedding)), embedding)[0].norm()
+    assert deviation_gradient > 20 * variance_gradient
+
+
+def test_covariance_loss_agrees_with_numpy():
+    th.manual_seed(0)
+    embedding = th.randn(50, 4) @ th.randn(4, 4)
+    covariance = np.cov(embedding.numpy().T)
+    expected = (covariance**2).sum() - (np.diag(covariance) ** 2).sum()
+    assert covariance_loss(embedding).item() == pytest.approx(expected / 4, rel=1e-4)
+    assert covariance_loss(embedding[:1]).item() == 0.0
 
 
 def test_attached_loss_is_trained_by_the_other_backward_pass():
