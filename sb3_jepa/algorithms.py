@@ -71,7 +71,7 @@ class PPO(JointTraining, stable_baselines3.PPO):
     :param policy: The policy model to use (JepaPolicy, MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). By
-        default it falls from 1e-3 to 0 in the course of the training (with any other policy than ``JepaPolicy``: 3e-4)
+        default it falls from 1e-3 to 1e-4 in the course of the training (with any other policy than ``JepaPolicy``: 3e-4)
     :param n_steps: The number of steps to run for each environment per update; 128 by default (otherwise 2048)
     :param batch_size: Minibatch size; 128 by default (otherwise 64)
     :param n_epochs: Number of epochs when optimizing the surrogate loss; 5 by default (otherwise 10)
@@ -110,7 +110,8 @@ class PPO(JointTraining, stable_baselines3.PPO):
         super().__init__(
             policy,
             env,
-            choose(learning_rate, LinearSchedule(1e-3, 0.0, 1.0), 3e-4),
+            # Not to 0: who calls learn() again and again would else learn next to nothing
+            choose(learning_rate, LinearSchedule(1e-3, 1e-4, 1.0), 3e-4),
             choose(n_steps, 128, 2048),
             choose(batch_size, 128, 64),
             choose(n_epochs, 5, 10),
