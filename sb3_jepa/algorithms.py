@@ -71,7 +71,7 @@ class PPO(JointTraining, stable_baselines3.PPO):
     :param policy: The policy model to use (JepaPolicy, MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). By
-        default it falls from 1e-3 to 1e-4 in the course of the training (with any other policy than ``JepaPolicy``: 3e-4)
+        default it falls from 1e-3 to 1e-4 in the course of the training (with a policy that is no ``JepaPolicy``: 3e-4)
     :param n_steps: The number of steps to run for each environment per update; 128 by default (otherwise 2048)
     :param batch_size: Minibatch size; 128 by default (otherwise 64)
     :param n_epochs: Number of epochs when optimizing the surrogate loss; 5 by default (otherwise 10)

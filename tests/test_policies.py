@@ -37,7 +37,11 @@ def collect_rollout(model) -> None:
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
 
 
-def explicit_loss(model, policy: JepaPolicy, coefficients: tuple[float, float], rl_gradient: bool) -> th.Tensor:
+# No loss but PPO's
+NO_OBJECTIVE = dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0)
+
+
+def explicit_loss(model, policy: JepaPolicy, coefficients: dict[str, float], rl_gradient: bool) -> th.Tensor:
     """PPO's loss plus JEPA's loss, from the equations and with nothing attached to anything."""
     (samples,) = model.rollout_buffer.get(model.batch_size)
     x, actions, y, valid = samples.observations
@@ -48,7 +52,17 @@ def explicit_loss(model, policy: JepaPolicy, coefficients: tuple[float, float], 
     guess = policy.objective.predictor(s_x, one_hot)
     assert (valid == 1).all()
     jepa = ((guess - s_y) ** 2).sum(1).mean()
-    variance = ((s_x - s_x.mean(0)) ** 2).mean(0).mean()
+    centered = s_x - s_x.mean(0)
+    variances = (centered**2).mean(0)
+    deviation = (1 - (variances + 1e-4).sqrt()).clamp(min=0).mean()
+    covariances = centered.T @ centered / (len(s_x) - 1)
+    covariance = (covariances - covariances.diag().diag()).square().sum() / s_x.shape[1]
+    terms = dict(
+        prediction_coef=jepa,
+        variance_coef=-variances.mean().clamp(max=1.0),
+        deviation_coef=deviation,
+        covariance_coef=covariance,
+    )
 
     state = s_x if rl_gradient else s_x.detach()
     latent_pi, latent_vf = policy.mlp_extractor(state)
@@ -59,13 +73,16 @@ def explicit_loss(model, policy: JepaPolicy, coefficients: tuple[float, float], 
     surrogate = th.min(advantages * ratio, advantages * ratio.clamp(0.8, 1.2)).mean()
     value_loss = ((samples.returns - policy.value_net(latent_vf).flatten()) ** 2).mean()
     rl = -surrogate - model.ent_coef * distribution.entropy().mean() + model.vf_coef * value_loss
-    return rl + coefficients[0] * jepa - coefficients[1] * min(variance, th.ones(()))
+    return rl + sum(coefficients[name] * term for name, term in terms.items())
 
 
 @pytest.mark.parametrize("rl_gradient", [True, False])
-@pytest.mark.parametrize("coefficients", [(1.0, 0.0), (0.7, 2.0), (0.0, 1.0), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    "coefficients", [(1.0, 0.0, 0.0, 0.0), (0.7, 2.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (1.0, 0.0, 1.0, 0.5), (0.0,) * 4]
+)
 def test_joint_gradients_equal_the_loss_written_out_by_hand(pixel_cartpole, rl_gradient, coefficients):
-    objective_kwargs = dict(prediction_coef=coefficients[0], variance_coef=coefficients[1])
+    names = ("prediction_coef", "variance_coef", "deviation_coef", "covariance_coef")
+    objective_kwargs = dict(zip(names, coefficients, strict=True))
     model = PPO(
         JepaPolicy,
         pixel_cartpole,
@@ -80,12 +97,12 @@ def test_joint_gradients_equal_the_loss_written_out_by_hand(pixel_cartpole, rl_g
     policy.set_training_mode(True)
 
     np.random.seed(1)
-    explicit_loss(model, policy, coefficients, rl_gradient).backward()
+    explicit_loss(model, policy, objective_kwargs, rl_gradient).backward()
     np.random.seed(1)
     found = gradients_of_training(model)
 
     by_hand = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
-    trains_encoder = rl_gradient or coefficients != (0.0, 0.0)
+    trains_encoder = rl_gradient or any(coefficients)
     assert any(name.startswith("features_extractor") for name in found) == trains_encoder
     assert found["action_net.weight"].abs().sum() > 0
     for name in by_hand.keys() | found.keys():
@@ -104,7 +121,7 @@ def test_without_rl_gradient_the_heads_still_learn(pixel_cartpole):
 
 
 def test_heads_do_not_reach_the_encoder_without_rl_gradient(pixel_cartpole):
-    kwargs = dict(SMALL_POLICY, rl_gradient=False, objective_kwargs=dict(prediction_coef=0.0))
+    kwargs = dict(SMALL_POLICY, rl_gradient=False, objective_kwargs=NO_OBJECTIVE)
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **ONE_BATCH)
     collect_rollout(model)
     found = gradients_of_training(model)

@@ -54,8 +54,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "without-jepa": default(objective_kwargs=dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0)),
     "without-vicreg": default(objective_kwargs=dict(deviation_coef=0.0, covariance_coef=0.0)),
     "without-changes": default(features_extractor_kwargs=dict(frames_as="channels")),
-    # The baseline has its choice of five settings: ours, ours with a lower rate, with more epochs, Stable-Baselines3's own with
-    # rollouts as long (2,048 steps), and those of rl-baselines3-zoo for Atari
+    # The baseline has its choice of five settings: ours, ours with a lower rate, with more epochs, those of
+    # Stable-Baselines3 with rollouts as long (2,048 steps), and those of rl-baselines3-zoo for Atari
     "cnn-ours": cnn(**OURS),
     "cnn-ours-3e-4": cnn(**{**OURS, "learning_rate_falls": [3e-4, 3e-5]}),
     "cnn-10-epochs": cnn(n_steps=128, batch_size=128, n_epochs=10, learning_rate=3e-4),

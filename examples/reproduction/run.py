@@ -64,7 +64,8 @@ def make_model(settings: dict[str, Any]) -> PPO:
     # Otherwise the errors of a critic that predicts returns in the hundreds drown all else in a shared encoder
     env = VecNormalize(env, norm_obs=False, gamma=ppo.get("gamma", 0.99))
     if "learning_rate_falls" in ppo:
-        ppo["learning_rate"] = LinearSchedule(*ppo.pop("learning_rate_falls"), 1.0)
+        start, end = ppo.pop("learning_rate_falls")
+        ppo["learning_rate"] = LinearSchedule(start, end, 1.0)
     # SB3's algorithms may write into their policy_kwargs
     policy_kwargs = dict(settings["policy_kwargs"])
     return PPO(settings["policy"], env, seed=settings["seed"], device="cpu", policy_kwargs=policy_kwargs, **ppo)

@@ -7,10 +7,14 @@ from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import covariance_loss, deviation_loss, embedding_variance, prediction_loss
 
 
+# The paper's objective: nothing of VICReg
+PAPER = dict(deviation_coef=0.0, covariance_coef=0.0)
+
+
 def make_objective(**kwargs) -> tuple[nn.Module, NextLatentPrediction]:
     th.manual_seed(0)
     encoder = nn.Linear(5, 4)
-    return encoder, NextLatentPrediction(encoder, embed_dim=4, action_dim=2, **kwargs)
+    return encoder, NextLatentPrediction(encoder, embed_dim=4, action_dim=2, **{**PAPER, **kwargs})
 
 
 def test_loss_is_the_weighted_sum_of_its_terms():
