@@ -23,7 +23,7 @@ from sb3_jepa.envs import pixel_observations
 
 VARIABLES = ["x", "x_dot", "theta", "theta_dot"]
 # Of the sampled controllers' gain; the state is (x, x', theta, theta')
-CONTROLLER = np.array([0.1, 0.3, 5.0, 1.5])
+CONTROLLER = np.array([1.0, 1.7, 19.0, 3.5])
 
 
 def collect_episodes(n_episodes: int, max_steps: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def collect_episodes(n_episodes: int, max_steps: int = 200) -> tuple[np.ndarray,
     rows = []
     for episode in range(n_episodes):
         observation, _ = env.reset(seed=episode)
-        place, randomness = rng.uniform(-1.5, 1.5), rng.choice([0.2, 0.5, 0.8, 1.0])
+        place, randomness = rng.uniform(-0.2, 0.2), rng.choice([0.2, 0.5, 0.8, 1.0])
         states = [np.array(env.unwrapped.state)] * 3  # type: ignore[attr-defined]
         for _ in range(max_steps):
             positions = np.concatenate([state[[0, 2]] for state in states[-3:]])

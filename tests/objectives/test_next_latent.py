@@ -6,7 +6,6 @@ from torch import nn
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import covariance_loss, deviation_loss, embedding_variance, prediction_loss
 
-
 # The paper's objective: nothing of VICReg
 PAPER = dict(deviation_coef=0.0, covariance_coef=0.0)
 
