@@ -61,8 +61,9 @@ def make_model(settings: dict[str, Any]) -> PPO:
     """The untrained model of a run, with its environments."""
     env = make_pixel_vec_env(**settings["environment"], seed=settings["seed"])
     ppo = dict(settings["ppo"])
-    # Otherwise the errors of a critic that predicts returns in the hundreds drown all else in a shared encoder
-    env = VecNormalize(env, norm_obs=False, gamma=ppo.get("gamma", 0.99))
+    if settings["normalize_reward"]:
+        # Otherwise the errors of a critic that predicts returns in the hundreds drown all else in a shared encoder
+        env = VecNormalize(env, norm_obs=False, gamma=ppo.get("gamma", 0.99))
     if "learning_rate_falls" in ppo:
         start, end = ppo.pop("learning_rate_falls")
         ppo["learning_rate"] = LinearSchedule(start, end, 1.0)
