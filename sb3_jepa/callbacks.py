@@ -84,6 +84,8 @@ class JepaCallback(BaseCallback):
         self._log_update()
         # The last update's scalars would otherwise wait for a rollout that never comes
         if self.locals["log_interval"] is not None:
+            # As Stable-Baselines3 does, so that a row of a table says when it was
+            self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
             self.logger.dump(step=self.num_timesteps)
 
     def _measure_inputs(self) -> None:

@@ -29,9 +29,10 @@ def test_ppo_learns_cartpole_from_pixels():
 @pytest.mark.filterwarnings("ignore:The encoder has collapsed")
 def test_collapse_appears_without_a_regulariser_and_goes_with_it():
     # A predictor that begins stronger than the future is predictable makes the encoder shrink
+    paper = dict(predictor_gain=2.0, prediction_coef=1.0, deviation_coef=0.0, covariance_coef=0.0)
     collapsed, saved = (
-        train(9_000, rl_gradient=False, objective_kwargs=dict(predictor_gain=2.0, variance_coef=variance_coef))
-        for variance_coef in (0.0, 16.0)
+        train(9_000, rl_gradient=False, objective_kwargs=dict(paper, variance_coef=variance_coef))
+        for variance_coef in (0.0, 64.0)
     )
     assert embedding_variance(collapsed) < 1e-3
     assert embedding_variance(saved) > 0.3

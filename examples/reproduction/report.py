@@ -6,6 +6,7 @@ python examples/reproduction/report.py --folder runs/reproduction --out runs/rep
 import argparse
 import json
 import pathlib
+from collections.abc import Callable
 
 import matplotlib
 
@@ -20,8 +21,16 @@ RETURN, VARIANCE = "rollout/ep_rew_mean", "jepa/embedding_variance"
 # The panels of CartPole's figure
 PANELS = {
     "the paper's configurations": ["1", "2", "3", "4"],
-    "with a strong predictor": ["1", "2-strong", "3-strong", "4-strong"],
-    "the default and its parts": ["default", "without-vicreg", "without-changes", "without-jepa", "cnn"],
+    "with a strong predictor": ["2-strong", "3-strong", "4-strong"],
+    "the default and its parts": [
+        "default",
+        "without-jepa",
+        "without-vicreg",
+        "without-changes",
+        "without-normalized-reward",
+        "without-our-ppo",
+        "cnn",
+    ],
 }
 LABELS = {
     "1": "1: RL only",
@@ -32,6 +41,8 @@ LABELS = {
     "without-vicreg": "without deviation and covariance",
     "without-changes": "with plain frames",
     "without-jepa": "without JEPA",
+    "without-normalized-reward": "with raw rewards",
+    "without-our-ppo": "with SB3's PPO settings",
     "cnn": "CnnPolicy, its best setting",
 }
 
@@ -47,7 +58,7 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
     return np.sort(values, axis=-1)[..., n_cut : values.shape[-1] - n_cut].mean(axis=-1)
 
 
-def bootstrap_interval(values: np.ndarray, statistic=np.mean, n_resamples: int = 10_000) -> np.ndarray:
+def bootstrap_interval(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """
     95 % bootstrap interval over runs.
 
@@ -55,12 +66,9 @@ def bootstrap_interval(values: np.ndarray, statistic=np.mean, n_resamples: int =
     :param statistic: Of the last axis
     :return: Lower and upper end, ``(2, ...)``
     """
-    picked = np.random.default_rng(0).integers(values.shape[-1], size=(n_resamples, values.shape[-1]))
-    if statistic is np.mean:
-        resampled = np.stack([values[..., runs].mean(axis=-1) for runs in picked], axis=-1)
-    else:
-        resampled = statistic(values[..., picked])
-    return np.percentile(resampled, (2.5, 97.5), axis=-1)
+    n_runs = values.shape[-1]
+    picked = np.random.default_rng(0).integers(n_runs, size=(2_000, n_runs))
+    return np.percentile(statistic(values[..., picked]), (2.5, 97.5), axis=-1)
 
 
 class Arm:
@@ -75,6 +83,7 @@ class Arm:
         runs = [run for run in sorted(folder.glob("seed*")) if (run / "result.json").exists()]
         self.results = [json.loads((run / "result.json").read_text()) for run in runs]
         self.tables = [pd.read_csv(run / "progress.csv") for run in runs]
+        self.timesteps = self.results[0]["timesteps"] if runs else 0
         self.returns = np.array([result["mean_return_of_last_100_episodes"] for result in self.results])
 
     def curve(self, column: str, steps: np.ndarray) -> np.ndarray:
@@ -101,26 +110,29 @@ class Arm:
         """
         if column not in self.tables[0]:
             return
-        steps = np.linspace(2_000, self.results[0]["timesteps"], 100)
+        steps = np.linspace(2_000, self.timesteps, 100)
         values = self.curve(column, steps)
         axes.plot(steps, values.mean(axis=-1), color=color, label=label)
         if values.shape[-1] > 1:
-            axes.fill_between(steps, *bootstrap_interval(values, n_resamples=1000), color=color, alpha=0.2, linewidth=0)
+            interval = bootstrap_interval(values, lambda resampled: resampled.mean(axis=-1))
+            axes.fill_between(steps, *interval, color=color, alpha=0.2, linewidth=0)
 
     def row(self) -> str:
         """A row of the table."""
-        low, high = bootstrap_interval(self.returns, interquartile_mean)
-        speed = np.median([result["timesteps"] / result["seconds"] for result in self.results])
-        variance = ""
+        (halfway,) = self.curve(RETURN, np.array([self.timesteps / 2]))
+        columns = [self.name]
+        for returns in (halfway, self.returns):
+            low, high = bootstrap_interval(returns, interquartile_mean)
+            columns.append(f"{interquartile_mean(returns):.0f} [{low:.0f}, {high:.0f}]")
+        columns.append(", ".join(f"{value:.0f}" for value in self.returns))
         if VARIANCE in self.tables[0]:
             first = np.median([result["first_embedding_variance"] for result in self.results])
             last = np.median([table[VARIANCE].dropna().iloc[-1] for table in self.tables])
-            variance = f"{first:.1e} → {last:.1e}"
-        each = ", ".join(f"{value:.0f}" for value in self.returns)
-        return (
-            f"| {self.name} | {interquartile_mean(self.returns):.0f} [{low:.0f}, {high:.0f}] "
-            f"| {each} | {variance} | {speed:.0f} |"
-        )
+            columns.append(f"{first:.1e} → {last:.1e}")
+        else:
+            columns.append("")
+        columns.append(f"{np.median([result['timesteps'] / result['seconds'] for result in self.results]):.0f}")
+        return f"| {' | '.join(columns)} |"
 
 
 def best_cnn(arms: dict[str, Arm]) -> Arm | None:
@@ -139,15 +151,16 @@ def read(folder: pathlib.Path) -> dict[str, Arm]:
 def draw_cartpole(arms: dict[str, Arm], path: pathlib.Path) -> None:
     """Return above, embedding variance below, a column for each panel."""
     panels = {title: [name for name in names if name in arms] for title, names in PANELS.items()}
-    panels = {title: names for title, names in panels.items() if len(names) > 1}
+    panels = {title: names for title, names in panels.items() if names}
     figure, grid = plt.subplots(
         2, len(panels), sharex=True, sharey="row", squeeze=False, figsize=(5 * len(panels), 6.5), layout="constrained"
     )
     for (title, names), (top, bottom) in zip(panels.items(), grid.T, strict=True):
-        for number, name in enumerate(names):
-            label = LABELS[name.removesuffix("-strong")]
-            arms[name].draw(top, RETURN, f"C{number}", label)
-            arms[name].draw(bottom, VARIANCE, f"C{number}", label)
+        for name in names:
+            configuration = name.removesuffix("-strong")
+            label, color = LABELS[configuration], f"C{list(LABELS).index(configuration) % 10}"
+            arms[name].draw(top, RETURN, color, label)
+            arms[name].draw(bottom, VARIANCE, color, label)
         top.set_title(title)
         top.legend(frameon=False, fontsize="small", loc="upper left")
         bottom.set_xlabel("environment steps")
@@ -161,7 +174,7 @@ def draw_other_tasks(tasks: dict[str, dict[str, Arm]], path: pathlib.Path) -> No
     """Return of the default and of ``CnnPolicy``, a panel for each task."""
     figure, grid = plt.subplots(1, len(tasks), squeeze=False, figsize=(5 * len(tasks), 3.5), layout="constrained")
     for (task, arms), axes in zip(tasks.items(), grid[0], strict=True):
-        for name, color in (("default", "C0"), ("cnn", "C4")):
+        for name, color in (("default", "C4"), ("cnn", "C0")):
             if name in arms:
                 arms[name].draw(axes, RETURN, color, LABELS[name])
         axes.set_title(task)
@@ -185,11 +198,11 @@ def main() -> None:
     lines = []
     for task, arms in tasks.items():
         lines += [
-            f"**{task}**: mean return of the last 100 episodes at the end, interquartile mean over the seeds and its "
-            "95 % bootstrap interval",
+            f"**{task}**: mean return of the last 100 episodes, halfway and at the end of the training; interquartile "
+            "mean over the seeds and its 95 % bootstrap interval",
             "",
-            "| arm | return | of each seed | embedding variance, first and last update | steps/s |",
-            "|---|---|---|---|---|",
+            "| arm | return halfway | return | of each seed | embedding variance, first and last update | steps/s |",
+            "|---|---|---|---|---|---|",
             *(arm.row() for name, arm in arms.items() if name != "cnn"),
             "",
         ]

@@ -25,8 +25,8 @@ class NextLatentPrediction(nn.Module):
               - c_v \min\left(1, \frac{1}{d}\sum_i \mathrm{Var}(s_x)_i\right)
 
     (eq. 1 and 2), with :math:`s_x = f_\theta(x)` and :math:`s_y = f_{\bar\theta}(y)`. Beside them, the two terms of
-    *VICReg* (arXiv 2105.04906), which keep every dimension alive, and different from the others; with 0 for both
-    coefficients it is the paper's objective.
+    *VICReg* (arXiv 2105.04906), which keep every dimension alive, and different from the others. With
+    ``prediction_coef=1`` and 0 for these two, it is the paper's objective.
 
     :param encoder: The context encoder; the target encoder starts as its copy
     :param embed_dim: Width of the embedding
@@ -48,10 +48,10 @@ class NextLatentPrediction(nn.Module):
         embed_dim: int,
         action_dim: int,
         momentum: float | Callable[[float], float] = 0.99,
-        prediction_coef: float = 1.0,
+        prediction_coef: float = 0.2,
         variance_coef: float = 0.0,
-        deviation_coef: float = 1.0,
-        covariance_coef: float = 0.05,
+        deviation_coef: float = 0.2,
+        covariance_coef: float = 0.01,
         hidden_dim: int = 128,
         predictor_gain: float | None = None,
     ):

@@ -7,7 +7,7 @@ from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import covariance_loss, deviation_loss, embedding_variance, prediction_loss
 
 # The paper's objective: nothing of VICReg
-PAPER = dict(deviation_coef=0.0, covariance_coef=0.0)
+PAPER = dict(prediction_coef=1.0, deviation_coef=0.0, covariance_coef=0.0)
 
 
 def make_objective(**kwargs) -> tuple[nn.Module, NextLatentPrediction]:
