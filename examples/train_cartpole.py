@@ -11,6 +11,7 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole is drawn, but no w
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import PPO, JepaPolicy
 from sb3_jepa.envs import make_pixel_vec_env
@@ -27,6 +28,8 @@ def main() -> None:
     # The safe choice: a second thread makes a little faster where a core is idle, and many times slower where none is
     th.set_num_threads(1)
     env = make_pixel_vec_env("CartPole-v1", n_envs=8, seed=arguments.seed)
+    # Otherwise the errors of a critic that predicts returns in the hundreds drown all else in the shared encoder
+    env = VecNormalize(env, norm_obs=False)
     model = PPO(JepaPolicy, env, tensorboard_log=arguments.logdir, seed=arguments.seed)
     model.learn(arguments.timesteps, tb_log_name="cartpole", progress_bar=True)
     if arguments.save:

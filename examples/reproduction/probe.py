@@ -4,7 +4,7 @@
 
 Every model that ``run.py`` saved in the course of its training sees the same episodes, which a noisy controller of its
 own kind has played. Also shown is what the true positions in the last three frames would tell: the latest action is
-not seen in them, and it has changed the velocities already.
+not seen in them, and it has changed the velocities already. What ``--out`` holds is kept and not measured again.
 """
 
 import argparse
@@ -99,12 +99,16 @@ def main() -> None:
     th.set_num_threads(1)
     observations, states, positions, episodes = collect_episodes(arguments.episodes)
     is_test = episodes % 4 == 0
-    rows = [("true positions", -1, 0, *ridge_r2(positions, states, is_test))]
+    known = {("true positions", -1, 0): ridge_r2(positions, states, is_test)}
+    if arguments.out.exists():
+        # Models are large, and may be gone when their numbers are wanted still
+        known = {tuple(row[:3]): row[3:] for row in pd.read_csv(arguments.out).itertuples(index=False)} | known
     for arm in arguments.arms:
         for path in sorted((arguments.folder / "cartpole" / arm).glob("seed*/models/*_steps.zip")):
-            seed = int(path.parents[1].name.removeprefix("seed"))
-            steps = int(path.stem.split("_")[-2])
-            rows.append((arm, seed, steps, *ridge_r2(embed(path, observations), states, is_test)))
+            key = (arm, int(path.parents[1].name.removeprefix("seed")), int(path.stem.split("_")[-2]))
+            if key not in known:
+                known[key] = ridge_r2(embed(path, observations), states, is_test)
+    rows = [(*key, *values) for key, values in sorted(known.items())]
     table = pd.DataFrame(rows, columns=["arm", "seed", "steps", *VARIABLES])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(arguments.out, index=False, float_format="%.4f")
