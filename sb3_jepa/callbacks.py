@@ -122,15 +122,13 @@ class JepaCallback(BaseCallback):
         self.policy.reset_log()
 
     def _warn_if_collapsed(self, variance: float) -> None:
-        first_variance = self.policy.first_embedding_variance
-        if first_variance == 0:
-            first_variance.fill_(variance)
-        threshold = max(COLLAPSED_VARIANCE, COLLAPSED_FRACTION * float(first_variance))
+        first_variance = float(self.policy.first_embedding_variance)
+        threshold = max(COLLAPSED_VARIANCE, COLLAPSED_FRACTION * first_variance)
         if variance < threshold and not self.policy.warned_of_collapse:
             self.policy.warned_of_collapse = True
             warnings.warn(
                 f"The encoder has collapsed: its embedding variance is {variance:.1e}, it began with "
-                f"{float(first_variance):.1e}. It now tells observations hardly apart, however small the prediction "
+                f"{first_variance:.1e}. It now tells observations hardly apart, however small the prediction "
                 "loss is. Cure: a variance loss (`objective_kwargs=dict(variance_coef=1.0)`), the actor's and critic's "
                 "gradient (`rl_gradient=True`), or a smaller `prediction_coef`, all in `policy_kwargs`.",
                 UserWarning,

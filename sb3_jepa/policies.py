@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from sb3_jepa.buffers import JepaRolloutBuffer, Transitions
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
-from sb3_jepa.parts import attach_loss
+from sb3_jepa.parts import attach_loss, embedding_variance
 from sb3_jepa.saving import replace_when_complete
 
 # Embeddings of this many minibatches are kept for the effective rank
@@ -56,6 +56,8 @@ class JepaPolicy(ActorCriticPolicy):
 
     objective: NextLatentPrediction
     first_embedding_variance: th.Tensor
+    _is_untrained: bool
+    _n_logged: int
 
     def __init__(
         self,
@@ -116,7 +118,7 @@ class JepaPolicy(ActorCriticPolicy):
             action_dim=get_flattened_obs_dim(self.action_space),
             **self.objective_kwargs,
         )
-        # In the state dict, so that a run that goes on knows how it began; 0 until then
+        # Of the untrained encoder, in the state dict, so that a run that goes on knows how it began; 0 until then
         self.register_buffer("first_embedding_variance", th.zeros(()))
         self.warned_of_collapse = False
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -247,6 +249,9 @@ class JepaPolicy(ActorCriticPolicy):
         super().set_training_mode(mode)
 
     def _log(self, embedding: th.Tensor, terms: dict[str, th.Tensor]) -> None:
+        if self._is_untrained:
+            self.first_embedding_variance.copy_(embedding_variance(embedding))
+            self._is_untrained = False
         self.recent_embeddings.append(embedding)
         for name, term in terms.items():
             self._term_sums[name] = self._term_sums[name] + term if name in self._term_sums else term
@@ -255,6 +260,7 @@ class JepaPolicy(ActorCriticPolicy):
     def reset_log(self) -> None:
         """Forget the objective's terms and embeddings of past minibatches."""
         self.recent_embeddings: deque[th.Tensor] = deque(maxlen=N_RECENT_EMBEDDINGS)
+        self._is_untrained = float(self.first_embedding_variance) == 0.0
         self._term_sums: dict[str, th.Tensor] = {}
         self._n_logged = 0
 

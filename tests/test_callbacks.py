@@ -213,6 +213,26 @@ def test_collapse_is_told_once_and_with_the_cure(pixel_cartpole):
         model.learn(64, reset_num_timesteps=False)
 
 
+def test_the_first_variance_is_that_of_the_untrained_encoder(pixel_cartpole):
+    class Remember(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            observations = self.model.rollout_buffer.to_torch(self.model.rollout_buffer.observations).flatten(0, 1)
+            with th.no_grad():
+                embedding = self.model.policy.extract_features(observations)
+            # The last rollout before the first update: earlier ones are for the input statistics
+            if not self.model._n_updates:
+                self.variance = embedding.var(dim=0, correction=0).mean()
+
+    remember = Remember()
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "batch_size": 32})
+    model.learn(128, callback=remember)
+    assert model._n_updates > 2
+    assert th.allclose(model.policy.first_embedding_variance, remember.variance, rtol=1e-3)
+
+
 def test_a_loaded_run_knows_how_the_encoder_began(pixel_cartpole, tmp_path):
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).learn(96)
     model.save(tmp_path / "model")
@@ -226,7 +246,7 @@ def test_a_loaded_run_knows_how_the_encoder_began(pixel_cartpole, tmp_path):
 def test_thresholds_of_collapse(pixel_cartpole, first, later, warns, recwarn):
     callback = JepaCallback()
     callback.init_callback(PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO))
-    callback._warn_if_collapsed(first)
+    callback.policy.first_embedding_variance.fill_(first)
     callback._warn_if_collapsed(later)
     assert any("collapsed" in str(warning.message) for warning in recwarn) == warns
 
