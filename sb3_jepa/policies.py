@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from sb3_jepa.buffers import JepaRolloutBuffer, Transitions
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
-from sb3_jepa.parts import attach_loss, embedding_variance
+from sb3_jepa.parts import attach_loss
 from sb3_jepa.saving import replace_when_complete
 
 # Embeddings of this many minibatches are kept for the effective rank
@@ -250,7 +250,7 @@ class JepaPolicy(ActorCriticPolicy):
 
     def _log(self, embedding: th.Tensor, terms: dict[str, th.Tensor]) -> None:
         if self._is_untrained:
-            self.first_embedding_variance.copy_(embedding_variance(embedding))
+            self.first_embedding_variance.copy_(terms["embedding_variance"])
             self._is_untrained = False
         self.recent_embeddings.append(embedding)
         for name, term in terms.items():
