@@ -201,7 +201,7 @@ def main() -> None:
             f"**{task}**: mean return of the last 100 episodes, halfway and at the end of the training; interquartile "
             "mean over the seeds and its 95 % bootstrap interval",
             "",
-            "| arm | return halfway | return | of each seed | embedding variance, at the start and at the end | steps/s |",
+            "| arm | return halfway | return | of each seed | embedding variance, start and end | steps/s |",
             "|---|---|---|---|---|---|",
             *(arm.row() for name, arm in arms.items() if name != "cnn"),
             "",
