@@ -44,6 +44,8 @@ class JepaPolicy(ActorCriticPolicy):
         ``variance_coef``
     :param rl_gradient: Whether the gradient of the actor's and critic's losses may reach the encoder. If not, actor and
         critic still learn, from an embedding that only the objective shapes.
+    :param encoder_lr_factor: Learning rate of the encoder, as a multiple of the learning rate of all else; it follows
+        the algorithm's schedule
     :param share_features_extractor: Must be True: actor and critic read one embedding
     :param normalize_images: Whether to normalize images or not, dividing by 255.0 (True by default)
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
@@ -70,6 +72,7 @@ class JepaPolicy(ActorCriticPolicy):
         objective_class: type[NextLatentPrediction] = NextLatentPrediction,
         objective_kwargs: dict[str, Any] | None = None,
         rl_gradient: bool = True,
+        encoder_lr_factor: float = 1.0,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
@@ -85,6 +88,9 @@ class JepaPolicy(ActorCriticPolicy):
         self.objective_class = objective_class
         self.objective_kwargs = objective_kwargs or {}
         self.rl_gradient = rl_gradient
+        if not 0.0 <= encoder_lr_factor < float("inf"):
+            raise ValueError(f"`encoder_lr_factor` must be finite and not negative, got {encoder_lr_factor}")
+        self.encoder_lr_factor = encoder_lr_factor
         features_extractor_kwargs = dict(features_extractor_kwargs or {})
         # As Stable-Baselines3 does for its own CNN
         if not normalize_images and issubclass(features_extractor_class, JepaExtractor):
@@ -121,8 +127,13 @@ class JepaPolicy(ActorCriticPolicy):
         # Of the untrained encoder, in the state dict, so that a run that goes on knows how it began; 0 until then
         self.register_buffer("first_embedding_variance", th.zeros(()))
         self.warned_of_collapse = False
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        encoder = set(self.features_extractor.parameters())
+        groups: list[dict[str, Any]] = [
+            dict(params=[parameter for parameter in trained if parameter not in encoder]),
+            dict(params=[parameter for parameter in trained if parameter in encoder], name="encoder"),
+        ]
+        self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
         self.reset_log()
         self._register_optimizer_hooks()
 
@@ -131,12 +142,21 @@ class JepaPolicy(ActorCriticPolicy):
         self._loss_attached = False
         self._hooked_optimizer = self.optimizer
         self.optimizer.register_step_pre_hook(lambda *_: self._check_loss_attached())
+        self.optimizer.register_step_pre_hook(lambda *_: self._scale_encoder_learning_rate())
         self.optimizer.register_step_post_hook(lambda *_: self.objective.update_target(self.features_extractor))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled policies: an optimiser does not carry its hooks along
         super().__setstate__(state)
         self._register_optimizer_hooks()
+
+    def _scale_encoder_learning_rate(self) -> None:
+        # Before each update Stable-Baselines3 sets one rate for all groups
+        others, *groups = self.optimizer.param_groups
+        for group in groups:
+            # None, if somebody has given the policy another optimiser
+            if group.get("name") == "encoder":
+                group["lr"] = self.encoder_lr_factor * others["lr"]
 
     def _check_loss_attached(self) -> None:
         if not self._loss_attached:
@@ -278,6 +298,7 @@ class JepaPolicy(ActorCriticPolicy):
             objective_class=self.objective_class,
             objective_kwargs=self.objective_kwargs,
             rl_gradient=self.rl_gradient,
+            encoder_lr_factor=self.encoder_lr_factor,
         )
         return data
 
