@@ -30,10 +30,13 @@ def test_finished_runs_are_kept_others_start_again_and_all_are_reported(tmp_path
     run_example("run.py", *runs, "--arms", "1", "--timesteps", "1025")
     assert finished[0].stat().st_mtime_ns > finished[1]
 
+    run_example("run.py", *runs, "--tasks", "pendulum", "--arms", "default")
     table = run_example("report.py", "--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "report"))
     assert "| 1 |" in table
     assert "| cnn-ours |" in table
-    assert (tmp_path / "report" / "figure.png").stat().st_size > 10_000
+    assert "**pendulum**" in table
+    for figure in ("figure.png", "other_tasks.png"):
+        assert (tmp_path / "report" / figure).stat().st_size > 10_000
     probe = run_example(
         "probe.py", "--folder", str(tmp_path / "runs"), "--episodes", "8", "--out", str(tmp_path / "probe.csv")
     )

@@ -24,13 +24,14 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from arms import ARMS, TASKS
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tqdm import tqdm
 
 from sb3_jepa import PPO, JepaPolicy
@@ -57,9 +58,29 @@ def make_settings(task: str, arm: str, seed: int, timesteps: int) -> dict[str, A
     return {**settings, **ARMS[arm], "ppo": {**ARMS[arm]["ppo"], **TASKS[task]["ppo"]}}
 
 
+def make_env(env_id: str, n_envs: int, seed: int, screen_size: int | None = None) -> VecEnv:
+    """
+    Pixel environments.
+
+    :param env_id: Of Gymnasium
+    :param n_envs: Number of environments
+    :param seed: Seed of the environments' random numbers
+    :param screen_size: Side of the picture that Acrobot and Pendulum draw, in pixels; None for their own
+    """
+
+    def make() -> gym.Env:
+        env = gym.make(env_id, render_mode="rgb_array")
+        if screen_size is not None:
+            # What Acrobot calls it, and what Pendulum calls it
+            env.unwrapped.SCREEN_DIM = env.unwrapped.screen_dim = screen_size  # type: ignore[attr-defined]
+        return env
+
+    return make_pixel_vec_env(make, n_envs=n_envs, seed=seed)
+
+
 def make_model(settings: dict[str, Any]) -> PPO:
     """The untrained model of a run, with its environments."""
-    env = make_pixel_vec_env(**settings["environment"], seed=settings["seed"])
+    env = make_env(**settings["environment"], seed=settings["seed"])
     ppo = dict(settings["ppo"])
     if settings["normalize_reward"]:
         # Otherwise the errors of a critic that predicts returns in the hundreds drown all else in a shared encoder
