@@ -45,7 +45,7 @@ class JepaPolicy(ActorCriticPolicy):
     :param rl_gradient: Whether the gradient of the actor's and critic's losses may reach the encoder. If not, actor and
         critic still learn, from an embedding that only the objective shapes.
     :param encoder_lr_factor: Learning rate of the encoder, as a multiple of the learning rate of all else; it follows
-        the algorithm's schedule
+        the algorithm's schedule. Below 1, the embedding changes slowly enough for actor and critic to follow.
     :param share_features_extractor: Must be True: actor and critic read one embedding
     :param normalize_images: Whether to normalize images or not, dividing by 255.0 (True by default)
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
@@ -72,7 +72,7 @@ class JepaPolicy(ActorCriticPolicy):
         objective_class: type[NextLatentPrediction] = NextLatentPrediction,
         objective_kwargs: dict[str, Any] | None = None,
         rl_gradient: bool = True,
-        encoder_lr_factor: float = 1.0,
+        encoder_lr_factor: float = 0.3,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,

@@ -30,8 +30,9 @@ def test_ppo_learns_cartpole_from_pixels():
 def test_collapse_appears_without_a_regulariser_and_goes_with_it():
     # A predictor that begins stronger than the future is predictable makes the encoder shrink
     paper = dict(predictor_gain=2.0, prediction_coef=1.0, deviation_coef=0.0, covariance_coef=0.0)
+    policy_kwargs = dict(rl_gradient=False, encoder_lr_factor=1.0)
     collapsed, saved = (
-        train(9_000, rl_gradient=False, objective_kwargs=dict(paper, variance_coef=variance_coef))
+        train(9_000, objective_kwargs=dict(paper, variance_coef=variance_coef), **policy_kwargs)
         for variance_coef in (0.0, 64.0)
     )
     assert embedding_variance(collapsed) < 1e-3

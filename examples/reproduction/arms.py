@@ -29,7 +29,10 @@ def paper(rl_gradient: bool, predictor_gain: float | None = None, **coefficients
     """
     objective_kwargs = dict(deviation_coef=0.0, covariance_coef=0.0, predictor_gain=predictor_gain, **coefficients)
     policy_kwargs = dict(
-        features_extractor_kwargs=dict(frames_as="channels"), objective_kwargs=objective_kwargs, rl_gradient=rl_gradient
+        features_extractor_kwargs=dict(frames_as="channels"),
+        objective_kwargs=objective_kwargs,
+        rl_gradient=rl_gradient,
+        encoder_lr_factor=1.0,
     )
     ppo = SB3_PPO if predictor_gain is None else SB3_PPO_TO_0
     return dict(policy="JepaPolicy", policy_kwargs=policy_kwargs, ppo=ppo, normalize_reward=False)
@@ -63,6 +66,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "without-jepa": default(objective_kwargs=dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0)),
     "without-vicreg": default(objective_kwargs=dict(deviation_coef=0.0, covariance_coef=0.0)),
     "without-changes": default(features_extractor_kwargs=dict(frames_as="channels")),
+    "without-slow-encoder": default(encoder_lr_factor=1.0),
     "without-our-ppo": {**default(), "ppo": SB3_PPO},
     "without-normalized-reward": {**default(), "normalize_reward": False},
     # The baseline has its choice of six settings: ours, ours with a lower rate, Stable-Baselines3's with our rollouts
