@@ -79,7 +79,8 @@ class PPO(JointTraining, stable_baselines3.PPO):
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator; 0.9 by default
         (otherwise 0.95)
     :param args: The further parameters of ``stable_baselines3.PPO``, in its order
-    :param kwargs: The further parameters of ``stable_baselines3.PPO``
+    :param kwargs: The further parameters of ``stable_baselines3.PPO``. One more has another default: ``target_kl`` is
+        0.02 (otherwise None), since a policy whose encoder learns too goes further in an update than it was meant to
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -107,6 +108,9 @@ class PPO(JointTraining, stable_baselines3.PPO):
                 return given
             return jepa if is_jepa else otherwise
 
+        # An eleventh further parameter is target_kl
+        if is_jepa and len(args) <= 10:
+            kwargs.setdefault("target_kl", 0.02)
         super().__init__(
             policy,
             env,

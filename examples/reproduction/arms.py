@@ -11,7 +11,9 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 # Stable-Baselines3's own, but for rollouts that suit eight environments
-SB3_PPO: dict[str, Any] = dict(n_steps=128, batch_size=128, n_epochs=10, gae_lambda=0.95, learning_rate=3e-4)
+SB3_PPO: dict[str, Any] = dict(
+    n_steps=128, batch_size=128, n_epochs=10, gae_lambda=0.95, learning_rate=3e-4, target_kl=None
+)
 # How small a collapsed embedding gets is decided by the size of the optimiser's last steps
 SB3_PPO_TO_0 = {**SB3_PPO, "learning_rate": None, "learning_rate_falls": [3e-4, 0.0]}
 
@@ -50,7 +52,7 @@ def cnn(normalize_reward: bool = True, **ppo: Any) -> dict[str, Any]:
 
 # What sb3_jepa.PPO gives to a JepaPolicy
 OUR_PPO: dict[str, Any] = dict(
-    n_steps=128, batch_size=128, n_epochs=5, gae_lambda=0.9, learning_rate_falls=[1e-3, 1e-4]
+    n_steps=128, batch_size=128, n_epochs=5, gae_lambda=0.9, learning_rate_falls=[1e-3, 1e-4], target_kl=0.02
 )
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -67,13 +69,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "without-vicreg": default(objective_kwargs=dict(deviation_coef=0.0, covariance_coef=0.0)),
     "without-changes": default(features_extractor_kwargs=dict(frames_as="channels")),
     "without-slow-encoder": default(encoder_lr_factor=1.0),
+    "without-target-kl": {**default(), "ppo": dict(target_kl=None)},
     "without-our-ppo": {**default(), "ppo": SB3_PPO},
     "without-normalized-reward": {**default(), "normalize_reward": False},
-    # The baseline has its choice of six settings: ours, ours with a lower rate, Stable-Baselines3's with our rollouts
-    # and with its own length of them (2,048 steps), and those of rl-baselines3-zoo for Atari
+    # The baseline has its choice of seven settings: ours, and with a lower rate; Stable-Baselines3's, and with target_kl,
+    # without normalised rewards, with its own length of rollouts (2,048 steps); and rl-baselines3-zoo's for Atari
     "cnn-ours": cnn(**OUR_PPO),
     "cnn-ours-3e-4": cnn(**{**OUR_PPO, "learning_rate_falls": [3e-4, 3e-5]}),
     "cnn-sb3": cnn(**SB3_PPO),
+    "cnn-sb3-target-kl": cnn(**{**SB3_PPO, "target_kl": 0.02}),
     "cnn-sb3-raw-reward": cnn(normalize_reward=False, **SB3_PPO),
     "cnn-sb3-2048": cnn(n_steps=256, batch_size=64, n_epochs=10, learning_rate=3e-4),
     "cnn-atari": cnn(

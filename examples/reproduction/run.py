@@ -111,7 +111,7 @@ def run(settings: dict[str, Any], folder: pathlib.Path, queue: Any) -> None:
         settings=settings,
         hyperparameters={
             name: str(getattr(model, name))
-            for name in ("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda")
+            for name in ("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "target_kl")
         },
         versions={name: version(name) for name in PACKAGES},
         commit=commit(),
