@@ -72,8 +72,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "without-target-kl": {**default(), "ppo": dict(target_kl=None)},
     "without-our-ppo": {**default(), "ppo": SB3_PPO},
     "without-normalized-reward": {**default(), "normalize_reward": False},
-    # The baseline has its choice of seven settings: ours, and with a lower rate; Stable-Baselines3's, and with target_kl,
-    # without normalised rewards, with its own length of rollouts (2,048 steps); and rl-baselines3-zoo's for Atari
+    # The baseline has its choice of seven settings: ours, and with a lower rate; Stable-Baselines3's, with target_kl,
+    # without normalised rewards, and with its own 2,048 steps; and those of rl-baselines3-zoo for Atari
     "cnn-ours": cnn(**OUR_PPO),
     "cnn-ours-3e-4": cnn(**{**OUR_PPO, "learning_rate_falls": [3e-4, 3e-5]}),
     "cnn-sb3": cnn(**SB3_PPO),
