@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from sb3_jepa.algorithms import PPO
-from sb3_jepa.buffers import JepaRolloutBuffer, Transitions
+from sb3_jepa.buffers import JepaDictRolloutBuffer, JepaRolloutBuffer, Transitions
 from sb3_jepa.callbacks import JepaCallback
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
@@ -14,6 +14,7 @@ __version__ = version("sb3-jepa")
 __all__ = [
     "PPO",
     "JepaCallback",
+    "JepaDictRolloutBuffer",
     "JepaExtractor",
     "JepaPolicy",
     "JepaRolloutBuffer",

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import stable_baselines3
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_jepa.buffers import JepaRolloutBuffer
+from sb3_jepa.buffers import JepaDictRolloutBuffer, JepaRolloutBuffer
 from sb3_jepa.callbacks import JepaCallback
 from sb3_jepa.policies import JepaPolicy
 from sb3_jepa.saving import replace_when_complete
@@ -26,7 +27,8 @@ class JointTraining(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         if self.rollout_buffer_class is None and issubclass(self.policy_class, JepaPolicy):
-            self.rollout_buffer_class = JepaRolloutBuffer
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = JepaDictRolloutBuffer if is_dict else JepaRolloutBuffer
         super()._setup_model()
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:

@@ -1,19 +1,26 @@
-"""Rollout buffer that knows what came next."""
+"""Rollout buffers that know what came next."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
+
+# The key of an observation that has none
+NO_KEY = ""
+
+
+def by_key(observations: Any) -> Mapping[str, Any]:
+    """Observations of a ``Dict`` space as they are, and others under one key."""
+    return observations if isinstance(observations, Mapping) else {NO_KEY: observations}
 
 
 class Transitions(NamedTuple):
     """
-    What an objective learns from: a batch of transitions.
+    What an objective learns from: a batch of transitions. With ``Dict`` observations, a dictionary of such.
 
     :param observations: ``(batch, *observation shape)``
     :param actions: As the rollout buffer stores them, ``(batch, action dim)``
@@ -21,41 +28,32 @@ class Transitions(NamedTuple):
     :param valid: ``(batch,)``, 1 where the next observation is known, 0 where it is not
     """
 
-    observations: th.Tensor
+    observations: PyTorchObs
     actions: th.Tensor
-    next_observations: th.Tensor
+    next_observations: PyTorchObs
     valid: th.Tensor
 
 
-class JepaRolloutBuffer(RolloutBuffer):
+class NextObservations(RolloutBuffer):
     """
-    Rollout buffer whose samples carry the next observation of every step, in the place of the observations: a
-    :class:`Transitions`, which :class:`~sb3_jepa.JepaPolicy` unpacks. Pass it as ``rollout_buffer_class``.
+    Makes the samples of a rollout buffer carry the next observation of every step, in the place of the observations: a
+    :class:`Transitions`, which :class:`~sb3_jepa.JepaPolicy` unpacks.
 
     The next observation is the next row, except where an episode ends (the true last observation, terminal or
     truncated) and in the last row. Only these are stored a second time. They are reported by
     :class:`~sb3_jepa.JepaCallback`; without it these rows are marked as not valid. A pair never crosses the border of
     an episode.
-
-    The parameters are those of ``RolloutBuffer``.
-
-    :raises ValueError: If the observations are a ``Dict``
     """
-
-    def __init__(self, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any):
-        if isinstance(observation_space, spaces.Dict):
-            raise ValueError(f"JepaRolloutBuffer takes observations of a single array, got {observation_space}")
-        super().__init__(buffer_size, observation_space, *args, **kwargs)
 
     def reset(self) -> None:
         """Reset the buffer."""
         super().reset()
-        self._stored_observations: list[np.ndarray] = []
+        self._stored_observations: list[Any] = []
         # Where the next observation of a row is stored; -1: it is not, being the next row
         self._stored_index = np.full((self.buffer_size, self.n_envs), -1, dtype=np.int64)
-        self._last_observations: np.ndarray | None = None
+        self._last_observations: Any = None
 
-    def record_step(self, new_obs: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    def record_step(self, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
         Note what a step led to. To be called before the step is added, as ``BaseCallback.on_step`` is.
 
@@ -67,7 +65,7 @@ class JepaRolloutBuffer(RolloutBuffer):
             terminal_observation = infos[env_index].get("terminal_observation")
             if terminal_observation is not None:
                 self._stored_index[self.pos, env_index] = len(self._stored_observations)
-                self._stored_observations.append(np.asarray(terminal_observation))
+                self._stored_observations.append(terminal_observation)
         self._last_observations = new_obs
         self._last_dones = dones
 
@@ -83,17 +81,23 @@ class JepaRolloutBuffer(RolloutBuffer):
         if self._last_observations is not None:
             for env_index in np.flatnonzero(~self._last_dones.astype(bool)):
                 stored_index[-1, env_index] = len(self._stored_observations)
-                self._stored_observations.append(np.asarray(self._last_observations[env_index]))
+                last = {key: array[env_index] for key, array in by_key(self._last_observations).items()}
+                self._stored_observations.append(last)
         is_stored = stored_index >= 0
         is_unknown = is_last_of_episode & ~is_stored
         next_index = np.where(is_stored, n_rows + stored_index, np.where(is_unknown, row_index, row_index + 1))
         self._next_index = self.swap_and_flatten(next_index).flatten()
         self._valid = 1.0 - self.swap_and_flatten(is_unknown).flatten().astype(np.float32)
-        stored = np.array(self._stored_observations, self.observations.dtype).reshape(-1, *self.obs_shape)
-        # The policy sees all the others when it acts, and objects to them there
-        if not np.isfinite(stored).all():
-            raise ValueError("The last observations of episodes contain NaN or infinite values; check the environment")
-        self._stored_array = stored
+        self._stored_arrays = {}
+        for key, array in by_key(self.observations).items():
+            rows = [by_key(observation)[key] for observation in self._stored_observations]
+            stored = np.array(rows, array.dtype).reshape(-1, *array.shape[2:])
+            # The policy sees all the others when it acts, and objects to them there
+            if not np.isfinite(stored).all():
+                raise ValueError(
+                    "The last observations of episodes contain NaN or infinite values; check the environment"
+                )
+            self._stored_arrays[key] = stored
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """
@@ -104,16 +108,45 @@ class JepaRolloutBuffer(RolloutBuffer):
             self._link_next_observations()
         yield from super().get(batch_size)
 
-    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> RolloutBufferSamples:
-        samples = super()._get_samples(batch_inds, env)
+    def _get_samples(self, batch_inds: np.ndarray, *args: Any) -> RolloutBufferSamples:  # type: ignore[override]
+        samples = super()._get_samples(batch_inds, *args)
         next_index = self._next_index[batch_inds]
         is_stored = next_index >= len(self._next_index)
-        next_observations = self.observations[np.where(is_stored, batch_inds, next_index)]
-        next_observations[is_stored] = self._stored_array[next_index[is_stored] - len(self._next_index)]
+        row_index = np.where(is_stored, batch_inds, next_index)
+        stored_index = next_index[is_stored] - len(self._next_index)
+        next_observations = {}
+        for key, array in by_key(self.observations).items():
+            rows = array[row_index]
+            rows[is_stored] = self._stored_arrays[key][stored_index]
+            next_observations[key] = self.to_torch(rows, copy=False)
         transitions = Transitions(
             samples.observations,
             samples.actions,
-            self.to_torch(next_observations, copy=False),
+            next_observations if isinstance(self.observations, dict) else next_observations[NO_KEY],
             self.to_torch(self._valid[batch_inds], copy=False),
         )
         return samples._replace(observations=transitions)  # type: ignore[arg-type]
+
+
+class JepaRolloutBuffer(NextObservations):
+    """
+    Rollout buffer whose samples carry next observations, see :class:`NextObservations`. Pass it as
+    ``rollout_buffer_class``. The parameters are those of ``RolloutBuffer``.
+
+    :raises ValueError: If the observations are a ``Dict``
+    """
+
+    def __init__(self, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any):
+        if isinstance(observation_space, spaces.Dict):
+            raise ValueError(
+                f"JepaRolloutBuffer takes observations of a single array, got {observation_space}: "
+                "use JepaDictRolloutBuffer"
+            )
+        super().__init__(buffer_size, observation_space, *args, **kwargs)
+
+
+class JepaDictRolloutBuffer(NextObservations, DictRolloutBuffer):  # type: ignore[misc]
+    """
+    Rollout buffer for ``Dict`` observations whose samples carry next observations, see :class:`NextObservations`. Pass
+    it as ``rollout_buffer_class``. The parameters are those of ``DictRolloutBuffer``.
+    """

@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_jepa.buffers import JepaRolloutBuffer
+from sb3_jepa.buffers import NO_KEY, NextObservations, by_key
 from sb3_jepa.diagnostics import effective_rank
 from sb3_jepa.policies import JepaPolicy
 
@@ -76,7 +76,7 @@ class JepaCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         buffer = self.locals["rollout_buffer"]
-        if isinstance(buffer, JepaRolloutBuffer):
+        if isinstance(buffer, NextObservations):
             buffer.record_step(self.locals["new_obs"], self.locals["dones"], self.locals["infos"])
         return not self._stopped
 
@@ -106,7 +106,8 @@ class JepaCallback(BaseCallback):
                 self._stopped = True
                 buffer.reset()
                 return
-            self.policy.measure_inputs(np.concatenate(buffer.observations[:n_steps]))
+            seen = {key: np.concatenate(array[:n_steps]) for key, array in by_key(buffer.observations).items()}
+            self.policy.measure_inputs(seen.get(NO_KEY, seen))
             buffer.reset()
 
     def _log_update(self) -> None:

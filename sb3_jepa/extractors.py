@@ -5,31 +5,51 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.preprocessing import (
+    get_flattened_obs_dim,
+    is_image_space,
+    is_image_space_channels_first,
+)
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_jepa.parts import InputStandardization, PatchTokenizer, TransformerEncoder
+from sb3_jepa.parts import (
+    CategoryTokenizer,
+    ColumnTokenizer,
+    DictTokenizer,
+    InputStandardization,
+    PatchTokenizer,
+    TransformerEncoder,
+)
 
 
 class JepaExtractor(BaseFeaturesExtractor):
     """
-    Vision transformer over the patches of the stacked frames; the class token's output is the features (the embedding).
-    Usable as ``features_extractor_class`` of any Stable-Baselines3 algorithm.
+    Transformer over the tokens of an observation; the class token's output is the features (the embedding). Usable as
+    ``features_extractor_class`` of any Stable-Baselines3 algorithm, with any observation that these take:
+
+    - Images: the patches of the stacked frames are tokens
+    - Vectors, and all else that is a ``Box`` or ``MultiBinary``: each number is a token
+    - ``Discrete`` and ``MultiDiscrete``: each variable is a token
+    - ``Dict`` of these: all tokens in one sequence, with a code for the key
 
     Its initialisation is its own: ``ortho_init``, which Stable-Baselines3 applies to a finished extractor, is ignored.
 
-    :param observation_space: Images, channels first: ``(frames * channels, height, width)``
+    :param observation_space: Images have their channels first, ``(frames * channels, height, width)``, or are a stack
+        of Gymnasium's ``FrameStackObservation``, ``(frames, height, width, channels)``
     :param embed_dim: Width of the transformer and of the features
-    :param patch_size: Side of a square patch in pixels; must divide height and width
+    :param patch_size: Side of a square patch in pixels. Where it does not divide height or width, zeros are added.
     :param depth: Number of transformer blocks
     :param num_heads: Attention heads per block, a divisor of ``embed_dim``
     :param mlp_ratio: Hidden width of each block's MLP as a multiple of ``embed_dim``
-    :param frames: Number of frames stacked in the channels of an observation, of 1 (grey) or 3 (RGB) channels each;
-        1 for a single picture
+    :param frames: Number of frames stacked in the channels of an image, oldest first; 1 for a single picture. By
+        default 6, 9, 12, ... channels are taken for RGB frames, and any other number for grey ones. (Under
+        ``"changes"`` the three colours of a picture that are taken for three frames lose nothing.)
     :param frames_as: ``"tokens"``: each patch of each frame is a token, as in the paper. ``"channels"``: the patches of
         one place in all frames form one token; ``frames`` times fewer tokens, and faster by about as much.
         ``"changes"``: the same, of the newest frame and the changes from frame to frame, so that motion is seen sooner.
@@ -37,11 +57,12 @@ class JepaExtractor(BaseFeaturesExtractor):
         variance of a healthy encoder between 0 and 1.
     :param standardize_frames: From how many observations to measure the statistics that standardise the input, before
         anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` collects them for a
-        ``JepaPolicy``; in any other policy, give them to ``extractor.standardization.update`` yourself.
+        ``JepaPolicy``; in any other policy, give them to :meth:`measure_inputs` yourself. Images are standardised by
+        one deviation, and vectors by one for each number; what is categorical is not.
     :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
         checks), as in Stable-Baselines3's ``NatureCNN``
-    :raises ValueError: If the observations are not channels-first images, do not fit ``patch_size`` or ``frames``, or
-        if an argument is not among those accepted
+    :raises ValueError: If the observations are none of these, do not fit ``patch_size`` or ``frames``, or if an
+        argument is not among those accepted
     """
 
     def __init__(
@@ -52,49 +73,62 @@ class JepaExtractor(BaseFeaturesExtractor):
         depth: int = 2,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
-        frames: int = 3,
+        frames: int | None = None,
         frames_as: str = "changes",
         final_norm: bool = True,
         standardize_frames: int = 1024,
         normalized_image: bool = False,
     ):
-        if not isinstance(observation_space, spaces.Box) or not is_image_space(
-            observation_space, normalized_image=normalized_image
-        ):
-            raise ValueError(
-                "JepaExtractor takes images: a 3-dimensional Box of dtype uint8 with bounds 0 and 255 "
-                "(or already normalized images with `normalize_images=False` in `policy_kwargs`), "
-                f"got {observation_space}. sb3_jepa.envs.make_pixel_vec_env makes them of what an environment renders"
-            )
-        if not is_image_space_channels_first(observation_space):
-            raise ValueError(
-                "JepaExtractor takes channels-first images (channels, height, width), "
-                f"got shape {observation_space.shape}. Transpose them (VecTransposeImage does it for uint8 images)"
-            )
-        n_channels, height, width = observation_space.shape
-        if frames <= 0 or n_channels not in (frames, 3 * frames):
-            raise ValueError(
-                f"`frames` does not match the stack: frames={frames} frames of 1 or 3 channels each "
-                f"cannot fill the {n_channels} channels of an observation of shape {observation_space.shape}"
-            )
         if frames_as not in ("changes", "channels", "tokens"):
             raise ValueError(f'`frames_as` must be "changes", "channels" or "tokens", got {frames_as!r}')
         if standardize_frames < 0:
             raise ValueError(f"`standardize_frames` must not be negative, got {standardize_frames}")
         super().__init__(observation_space, features_dim=embed_dim)
-        n_tokenized = frames if frames_as == "tokens" else 1
-        tokenizer = PatchTokenizer(n_tokenized, n_channels // n_tokenized, height, width, patch_size, embed_dim)
         self.standardize_frames = standardize_frames
         self._warned_not_standardized = False
-        self.standardization = InputStandardization(
-            observation_space.shape, changes_of=frames if frames_as == "changes" else 1
+        make = partial(
+            make_tokenizer,
+            embed_dim=embed_dim,
+            patch_size=patch_size,
+            frames=frames,
+            frames_as=frames_as,
+            normalized_image=normalized_image,
+        )
+        tokenizer = (
+            DictTokenizer({key: make(space) for key, space in observation_space.items()}, embed_dim)
+            if isinstance(observation_space, spaces.Dict)
+            else make(observation_space)
         )
         self.encoder = TransformerEncoder(tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm)
 
     @property
+    def standardizations(self) -> list[InputStandardization]:
+        """One for each image or vector."""
+        return [module for module in self.modules() if isinstance(module, InputStandardization)]
+
+    @property
     def n_inputs_to_measure(self) -> int:
         """Number of observations that the input statistics still lack."""
-        return max(0, self.standardize_frames - int(self.standardization.n_seen))
+        n_seen = [int(standardization.n_seen) for standardization in self.standardizations]
+        return max(0, self.standardize_frames - min(n_seen)) if n_seen else 0
+
+    @th.no_grad()
+    def measure_inputs(self, observations: PyTorchObs) -> None:
+        """
+        Merge observations into the statistics that standardise the input. Changes the function that is computed: only
+        to be called before the training.
+
+        :param observations: Preprocessed observations
+        """
+        hooks = [
+            standardization.register_forward_pre_hook(lambda module, inputs: module.update(*inputs))
+            for standardization in self.standardizations
+        ]
+        try:
+            self.encoder.tokenizer(observations)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def train(self, mode: bool = True) -> "JepaExtractor":
         """
@@ -107,7 +141,7 @@ class JepaExtractor(BaseFeaturesExtractor):
             warnings.warn(
                 "JepaExtractor is about to learn from inputs that are not standardised, on which it may learn nothing. "
                 "Train a JepaPolicy with `callback=sb3_jepa.JepaCallback()` (the algorithms of sb3_jepa add it by "
-                "themselves), call `standardization.update` with observations, or say `standardize_frames=0`.",
+                "themselves), call `measure_inputs` with observations, or say `standardize_frames=0`.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -124,9 +158,82 @@ class JepaExtractor(BaseFeaturesExtractor):
             return self
         return super().apply(fn)
 
-    def forward(self, observations: th.Tensor) -> th.Tensor:
+    def forward(self, observations: PyTorchObs) -> th.Tensor:
         """
-        :param observations: Preprocessed images ``(batch, frames * channels, height, width)``
+        :param observations: Preprocessed observations, such as images ``(batch, frames * channels, height, width)``
         :return: Embedding ``(batch, embed_dim)``
         """
-        return self.encoder(self.standardization(observations))
+        return self.encoder(observations)
+
+
+class GymnasiumFrames(nn.Module):
+    """Frames of Gymnasium's ``FrameStackObservation`` as channels, which Stable-Baselines3 takes for no image."""
+
+    def forward(self, frames: th.Tensor) -> th.Tensor:
+        """
+        :param frames: ``(batch, frames, height, width, channels)``, 0 to 255
+        :return: ``(batch, frames * channels, height, width)``, 0 to 1
+        """
+        return frames.permute(0, 1, 4, 2, 3).flatten(1, 2) / 255.0
+
+
+def make_tokenizer(
+    space: spaces.Space, embed_dim: int, patch_size: int, frames: int | None, frames_as: str, normalized_image: bool
+) -> nn.Module:
+    """
+    What turns preprocessed observations of a space into tokens; its inputs are standardised, where that makes sense.
+
+    :param space: Of one observation, or of one key of a ``Dict``
+    :param embed_dim: Width of a token
+    :param patch_size: Side of a square patch in pixels
+    :param frames: Number of stacked frames, or None to guess
+    :param frames_as: ``"changes"``, ``"channels"`` or ``"tokens"``
+    :param normalized_image: Whether to assume that images are already normalized
+    :return: Module that returns ``(batch, tokens, embed_dim)``
+    :raises ValueError: If there is none for this space
+    """
+
+    def make_patches(n_channels: int, height: int, width: int, n_frames: int) -> nn.Module:
+        n_tokenized = n_frames if frames_as == "tokens" else 1
+        return nn.Sequential(
+            InputStandardization((n_channels, height, width), changes_of=n_frames if frames_as == "changes" else 1),
+            PatchTokenizer(n_tokenized, n_channels // n_tokenized, height, width, patch_size, embed_dim),
+        )
+
+    if isinstance(space, spaces.Discrete):
+        return CategoryTokenizer([int(space.n)], embed_dim)
+    if isinstance(space, spaces.MultiDiscrete):
+        return CategoryTokenizer(space.nvec.flatten().tolist(), embed_dim)
+    if isinstance(space, spaces.MultiBinary):
+        return ColumnTokenizer(get_flattened_obs_dim(space), embed_dim)
+    if not isinstance(space, spaces.Box):
+        raise ValueError(
+            "JepaExtractor takes Box, Discrete, MultiDiscrete and MultiBinary observations and a Dict of these, "
+            f"got {space}"
+        )
+    if len(space.shape) == 4 and space.dtype == np.uint8 and (space.low == 0).all() and (space.high == 255).all():
+        n_frames, height, width, n_channels = space.shape
+        return nn.Sequential(GymnasiumFrames(), make_patches(n_frames * n_channels, height, width, n_frames))
+    if len(space.shape) != 3:
+        n_columns = get_flattened_obs_dim(space)
+        return nn.Sequential(InputStandardization(space.shape, per_input=True), ColumnTokenizer(n_columns, embed_dim))
+    if not is_image_space(space, normalized_image=normalized_image):
+        raise ValueError(
+            "JepaExtractor takes a 3-dimensional Box for an image, which is of dtype uint8 with bounds 0 and 255 "
+            f"(or already normalized, with `normalize_images=False` in `policy_kwargs`), got {space}. "
+            "If it is none, flatten it (gymnasium.wrappers.FlattenObservation)"
+        )
+    if not is_image_space_channels_first(space):
+        raise ValueError(
+            "JepaExtractor takes channels-first images (channels, height, width), "
+            f"got shape {space.shape}. Transpose them (VecTransposeImage does it for uint8 images)"
+        )
+    n_channels, height, width = space.shape
+    if frames is None:
+        frames = n_channels // 3 if n_channels % 3 == 0 and n_channels > 3 else n_channels
+    if frames <= 0 or n_channels % frames != 0:
+        raise ValueError(
+            f"`frames` does not match the stack: frames={frames} frames of as many channels each "
+            f"cannot fill the {n_channels} channels of an observation of shape {space.shape}"
+        )
+    return make_patches(n_channels, height, width, frames)

@@ -15,8 +15,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_jepa.buffers import JepaRolloutBuffer, Transitions
+from sb3_jepa.buffers import NextObservations, Transitions, by_key
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import attach_loss
@@ -220,7 +221,7 @@ class JepaPolicy(ActorCriticPolicy):
         assert isinstance(encoded, th.Tensor)
         return encoded.flatten(1)
 
-    def forward(self, obs: th.Tensor, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         Forward pass in all the networks (actor and critic)
 
@@ -229,11 +230,14 @@ class JepaPolicy(ActorCriticPolicy):
         :return: action, value and log probability of the action
         :raises ValueError: If the observation contains NaN or infinite values
         """
-        if isinstance(obs, th.Tensor) and obs.is_floating_point() and not th.isfinite(obs).all():
-            raise ValueError("The observations contain NaN or infinite values; check the environment and its wrappers")
-        return super().forward(obs, deterministic)
+        for tensor in by_key(obs).values():
+            if tensor.is_floating_point() and not th.isfinite(tensor).all():
+                raise ValueError(
+                    "The observations contain NaN or infinite values; check the environment and its wrappers"
+                )
+        return super().forward(obs, deterministic)  # type: ignore[arg-type]
 
-    def measure_inputs(self, observations: np.ndarray) -> None:
+    def measure_inputs(self, observations: np.ndarray | dict[str, np.ndarray]) -> None:
         """
         Merge observations into the statistics that standardise the input, for context and target encoder alike. Changes
         the function that the policy computes: only to be called between an update and the next rollout.
@@ -241,13 +245,10 @@ class JepaPolicy(ActorCriticPolicy):
         :param observations: ``(samples, *observation shape)``
         """
         inputs = preprocess_obs(
-            th.as_tensor(observations, device=self.device),
-            self.observation_space,
-            normalize_images=self.normalize_images,
+            obs_as_tensor(observations, self.device), self.observation_space, normalize_images=self.normalize_images
         )
-        assert isinstance(inputs, th.Tensor)
         assert isinstance(self.features_extractor, JepaExtractor)
-        self.features_extractor.standardization.update(inputs)
+        self.features_extractor.measure_inputs(inputs)
         self.objective.target_encoder.copy_buffers(self.features_extractor)
 
     @property
@@ -342,7 +343,7 @@ def _check_algorithm() -> None:
     while frame is not None:
         algorithm = frame.f_locals.get("self") if frame.f_code.co_name == "_setup_model" else None
         if isinstance(algorithm, BaseAlgorithm):
-            if not isinstance(getattr(algorithm, "rollout_buffer", None), JepaRolloutBuffer):
+            if not isinstance(getattr(algorithm, "rollout_buffer", None), NextObservations):
                 raise ValueError(
                     f"{type(algorithm).__name__} cannot train a JepaPolicy, since its rollouts have no next "
                     "observations: use an algorithm of sb3_jepa, such as `sb3_jepa.PPO`, or pass "

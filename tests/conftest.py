@@ -50,6 +50,28 @@ class CountingImageEnv(gym.Env):
         return self._observation(), 1.0, over and not truncates, over and truncates, {}
 
 
+class FakeEnv(gym.Env):
+    """Random observations of a space, and a reward that neither they nor the actions decide about."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space | None = None):
+        self.observation_space = observation_space
+        self.action_space = action_space or spaces.Discrete(2)
+        self.time = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.time += 1
+        over = self.time == 5
+        return self.observation_space.sample(), self.np_random.random(), over, False, {}
+
+
 # Of three environments: short episodes, and one that outlasts a rollout
 EPISODE_LENGTHS = ((3, 5, 4), (7, 2, 6), (60,))
 

@@ -67,7 +67,7 @@ def test_save_and_load(tmp_path):
     loaded = PPO.load(tmp_path / "jepa_cartpole", env=make_env(), device="cpu")
     # Encoder, target encoder, predictor and statistics
     assert_equal_states(model.policy, loaded.policy)
-    assert loaded.policy.features_extractor.standardization.n_seen >= 32
+    assert loaded.policy.features_extractor.n_inputs_to_measure == 0
     assert loaded.policy.rl_gradient is False
     assert loaded.policy.objective.variance_coef == 0.5
     observations = make_env().reset()

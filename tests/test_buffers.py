@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNo
 
 from sb3_jepa import PPO, JepaCallback, JepaPolicy, JepaRolloutBuffer, Transitions
 from sb3_jepa.envs import make_pixel_vec_env
-from tests.conftest import EPISODE_LENGTHS, SMALL_POLICY, SMALL_PPO, CountingImageEnv, make_counting_env
+from tests.conftest import EPISODE_LENGTHS, SMALL_POLICY, SMALL_PPO, CountingImageEnv, FakeEnv, make_counting_env
 
 ONE_STEP = np.array([0, 0, 1])
 
@@ -28,7 +28,26 @@ def train_on_one_rollout(model, callback=None) -> Transitions:
     model.rollout_buffer.get = spy
     model.n_epochs = 1
     model.learn(1, callback=callback)
-    return Transitions(*(th.cat(parts) for parts in zip(*batches, strict=True)))
+    return Transitions(*(concatenate(parts) for parts in zip(*batches, strict=True)))
+
+
+def concatenate(parts):
+    if isinstance(parts[0], dict):
+        return {key: th.cat([part[key] for part in parts]) for key in parts[0]}
+    return th.cat(parts)
+
+
+def as_bytes(observation) -> bytes:
+    """Of a single observation, whatever its space and type of array."""
+    arrays = observation.values() if isinstance(observation, dict) else [observation]
+    return b"".join(np.asarray(array).astype(np.float32).tobytes() for array in arrays)
+
+
+def take(observations, index: int):
+    """One of a batch of observations."""
+    if isinstance(observations, dict):
+        return {key: array[index] for key, array in observations.items()}
+    return observations[index]
 
 
 def origin(observations: th.Tensor) -> np.ndarray:
@@ -57,8 +76,8 @@ class RecordSteps(BaseCallback):
         for env in range(self.training_env.num_envs):
             over = self.locals["dones"][env]
             self.n_ends += int(over)
-            after = self.locals["infos"][env]["terminal_observation"] if over else self.locals["new_obs"][env]
-            self.pairs.add((self.model._last_obs[env].tobytes(), after.tobytes()))
+            after = self.locals["infos"][env]["terminal_observation"] if over else take(self.locals["new_obs"], env)
+            self.pairs.add((as_bytes(take(self.model._last_obs, env)), as_bytes(after)))
         return True
 
 
@@ -115,13 +134,21 @@ def test_a_custom_vec_env_without_terminal_observations_masks_the_ends():
     assert dict(zip(rows, transitions.valid.tolist(), strict=True)) == {0: 0.0, 1: 1.0}
 
 
-def test_dict_observations_are_refused():
+def test_dict_observations_have_a_buffer_of_their_own():
     space = spaces.Dict(image=spaces.Box(0, 255, (3, 32, 32), np.uint8))
-    with pytest.raises(ValueError, match="single array, got Dict"):
+    with pytest.raises(ValueError, match=r"single array, got Dict.*JepaDictRolloutBuffer"):
         JepaRolloutBuffer(4, space, spaces.Discrete(2))
 
 
-@pytest.mark.parametrize("wrap", ["VecNormalize", "VecFrameStack", "channels last", "SubprocVecEnv"])
+DICT_SPACE = spaces.Dict(
+    image=spaces.Box(0, 255, (3, 16, 16), np.uint8), vector=spaces.Box(-1, 1, (2,)), mode=spaces.Discrete(3)
+)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    ["VecNormalize", "VecFrameStack", "channels last", "SubprocVecEnv", "Dict", "Dict and VecNormalize", "vector"],
+)
 def test_next_observations_behind_wrappers(wrap):
     """Against a recording of what the policy was shown: the next time it is shown something, that is what came next."""
     policy_kwargs = dict(SMALL_POLICY, features_extractor_kwargs=dict(embed_dim=16, num_heads=2, standardize_frames=0))
@@ -133,13 +160,22 @@ def test_next_observations_behind_wrappers(wrap):
         env = VecFrameStack(make_counting_env(), 2, channels_order="first")
     elif wrap == "channels last":
         env = make_vec_env(lambda: ChannelsLast(CountingImageEnv(0, (4, 3))), n_envs=3, seed=0)
+    elif wrap == "vector":
+        env = make_vec_env("CartPole-v1", n_envs=3, seed=0)
+    elif wrap.startswith("Dict"):
+        env = make_vec_env(lambda: FakeEnv(DICT_SPACE), n_envs=3, seed=0)
+        if wrap != "Dict":
+            env = VecNormalize(env, norm_obs_keys=["vector"])
     else:
         env = make_pixel_vec_env("CartPole-v1", n_envs=3, seed=0, frame_size=16, vec_env_cls=SubprocVecEnv)
     model = PPO(JepaPolicy, env, policy_kwargs=policy_kwargs, **SMALL_PPO)
     recorder = RecordSteps()
     transitions = train_on_one_rollout(model, callback=recorder)
     assert (transitions.valid == 1).all()
-    found = {(x.tobytes(), y.tobytes()) for x, y in zip(transitions[0].numpy(), transitions[2].numpy(), strict=True)}
+    found = {
+        (as_bytes(take(transitions.observations, row)), as_bytes(take(transitions.next_observations, row)))
+        for row in range(len(transitions.valid))
+    }
     assert found == recorder.pairs
     assert recorder.n_ends > 0
     env.close()

@@ -82,7 +82,8 @@ def test_inputs_are_measured_before_anything_is_learned():
     model.learn(36 + 12, callback=counter)
     extractor = model.policy.features_extractor
     # 32 frames wanted, from rollouts of 3 environments and at most 4 steps: 12 + 12 + 9
-    assert extractor.standardization.n_seen == 33
+    (standardization,) = extractor.standardizations
+    assert standardization.n_seen == 33
     assert extractor.n_inputs_to_measure == 0
     # The steps are counted, other callbacks see them, and nothing was learned from them
     assert model.num_timesteps == 33 + 24
@@ -92,16 +93,16 @@ def test_inputs_are_measured_before_anything_is_learned():
     measured = np.concatenate(counter.observations[:11]) / 255.0
     oldest, middle, newest = measured.mean(axis=0)
     expected = np.stack((newest, middle - oldest, newest - middle))
-    assert np.allclose(extractor.standardization.mean.numpy(), expected, atol=1e-6)
-    target = model.policy.objective.target_encoder.encoder.standardization
-    for name, value in extractor.standardization.state_dict().items():
+    assert np.allclose(standardization.mean.numpy(), expected, atol=1e-6)
+    (target,) = model.policy.objective.target_encoder.encoder.standardizations
+    for name, value in standardization.state_dict().items():
         assert th.equal(value, target.state_dict()[name]), name
     assert any(not th.equal(p, born[name]) for name, p in model.policy.named_parameters())
 
 
 def test_statistics_are_frozen_once_measured(pixel_cartpole):
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).learn(64)
-    standardization = model.policy.features_extractor.standardization
+    (standardization,) = model.policy.features_extractor.standardizations
     before = {name: value.clone() for name, value in standardization.state_dict().items()}
     model.learn(64, reset_num_timesteps=False)
     for name, value in standardization.state_dict().items():

@@ -7,10 +7,13 @@ import stable_baselines3
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_jepa import JepaExtractor
-from tests.conftest import SMALL_EXTRACTOR
+from tests.conftest import SMALL_EXTRACTOR, FakeEnv
 
 
 def image_space(*shape: int, dtype=np.uint8, high=255) -> spaces.Box:
@@ -22,23 +25,101 @@ def image_space(*shape: int, dtype=np.uint8, high=255) -> spaces.Box:
 def test_shapes(frames_as, channels, frames):
     extractor = JepaExtractor(image_space(channels, 32, 48), embed_dim=32, frames=frames, frames_as=frames_as)
     assert extractor.features_dim == 32
-    assert extractor.encoder.tokenizer.n_tokens == (6 * frames if frames_as == "tokens" else 6)
-    assert extractor(th.rand(5, channels, 32, 48)).shape == (5, 32)
+    images = th.rand(5, channels, 32, 48)
+    assert extractor.encoder.tokenizer(images).shape == (5, 6 * frames if frames_as == "tokens" else 6, 32)
+    assert extractor(images).shape == (5, 32)
+
+
+def test_frames_are_guessed():
+    n_tokens = {
+        channels: JepaExtractor(image_space(channels, 32, 48), frames_as="tokens")
+        .encoder.tokenizer(th.rand(1, channels, 32, 48))
+        .shape[1]
+        for channels in (1, 2, 3, 4, 6, 9, 12)
+    }
+    # Grey frames, and from 6 on RGB frames where they can be
+    assert n_tokens == {1: 6, 2: 12, 3: 18, 4: 24, 6: 12, 9: 18, 12: 24}
+
+
+VECTOR = spaces.Box(-1, 1, (4,))
+
+
+@pytest.mark.parametrize(
+    ("space", "n_tokens"),
+    [
+        (VECTOR, 4),
+        (spaces.Box(-np.inf, np.inf, (2, 3)), 6),
+        (spaces.Box(0, 9, (), np.int64), 1),
+        (spaces.Discrete(5), 1),
+        (spaces.MultiDiscrete([3, 2, 4]), 3),
+        (spaces.MultiBinary(4), 4),
+        (spaces.MultiBinary([2, 3]), 6),
+        # Patches that do not fill the image
+        (image_space(3, 84, 84), 36),
+        # As Gymnasium stacks RGB frames
+        (image_space(4, 32, 48, 3), 6),
+        (spaces.Dict({"a.b": VECTOR, "camera": image_space(3, 32, 32), "mode": spaces.Discrete(3)}), 4 + 4 + 1),
+    ],
+)
+def test_every_space_becomes_tokens(space, n_tokens):
+    extractor = JepaExtractor(space, embed_dim=16, num_heads=2, standardize_frames=8)
+    env = DummyVecEnv([lambda: FakeEnv(space)] * 8)
+    observations = preprocess_obs(obs_as_tensor(env.reset(), "cpu"), space)
+    assert extractor.encoder.tokenizer(observations).shape == (8, n_tokens, 16)
+    embedding = extractor(observations)
+    assert embedding.shape == (8, 16)
+    # Other observations have other embeddings, and all that is learned takes part in that
+    assert embedding.std(dim=0).min() > 0
+    embedding.square().mean().backward()
+    for name, parameter in extractor.named_parameters():
+        assert parameter.grad is not None, name
+    extractor.measure_inputs(observations)
+    assert extractor.n_inputs_to_measure == 0
+
+
+def test_keys_are_told_apart():
+    extractor = JepaExtractor(spaces.Dict(left=VECTOR, right=VECTOR), embed_dim=16, num_heads=2)
+    left, right = extractor.encoder.tokenizer.tokenizers
+    right.load_state_dict(left.state_dict())
+    here, there = th.rand(2, 5, 4)
+    difference = extractor(dict(left=here, right=there)) - extractor(dict(left=there, right=here))
+    assert difference.abs().max() > 1e-4
+
+
+def test_columns_are_standardised_one_by_one_and_clipped():
+    extractor = JepaExtractor(VECTOR, standardize_frames=4)
+    vectors = th.tensor([[0.0, 100.0, 5.0, 1e-3], [2.0, 300.0, 5.0, -1e-3]]).repeat(2, 1)
+    extractor.measure_inputs(vectors)
+    (standardization,) = extractor.standardizations
+    assert th.allclose(standardization(vectors[:2]), th.tensor([[-1.0, -1.0, 0.0, 1.0], [1.0, 1.0, 0.0, -1.0]]))
+    assert th.allclose(standardization(th.tensor([[1.0, 200.0, 6.0, 1.0]])), th.tensor([[0.0, 0.0, 1.0, 10.0]]))
+
+
+def test_gymnasiums_frame_stack_is_the_stack_of_stable_baselines3():
+    th.manual_seed(0)
+    theirs = JepaExtractor(image_space(4, 32, 48, 3))
+    th.manual_seed(0)
+    ours = JepaExtractor(image_space(12, 32, 48))
+    frames = np.random.default_rng(0).integers(256, size=(2, 4, 32, 48, 3), dtype=np.uint8)
+    stacked = np.concatenate(frames.transpose(1, 0, 4, 2, 3), axis=1)
+    embeddings = [
+        extractor(preprocess_obs(th.as_tensor(observations), extractor._observation_space))
+        for extractor, observations in ((theirs, frames), (ours, stacked))
+    ]
+    assert th.allclose(*embeddings, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("space", "kwargs", "message"),
     [
         (image_space(3, 8, 8), {}, "smaller than a patch"),
-        (image_space(3, 84, 84), {}, "divide"),
         (image_space(3, 32, 32, dtype=np.float32, high=1), {}, "uint8.*normalize_images"),
         (image_space(3, 32, 32, high=254), {}, "uint8"),
         (image_space(32, 48, 3), {}, "channels-first.*VecTransposeImage"),
-        (image_space(4, 32, 48), {}, "frames=3.*4 channels"),
+        (image_space(4, 32, 48), dict(frames=3), "frames=3.*4 channels"),
         (image_space(3, 32, 48), dict(frames=0), "frames"),
-        (image_space(12, 32, 48), dict(frames=3), "frames"),
-        (spaces.Box(-1, 1, (4,)), {}, "images"),
-        (spaces.Dict(image=image_space(3, 32, 32)), {}, "images"),
+        (spaces.Tuple([VECTOR, VECTOR]), {}, "Box, Discrete, MultiDiscrete.*Tuple"),
+        (spaces.Dict(image=image_space(32, 48, 3), vector=VECTOR), {}, "channels-first"),
         (image_space(3, 32, 32), dict(standardize_frames=-1), "standardize_frames"),
         (image_space(3, 32, 32), dict(num_heads=3), "num_heads"),
         (image_space(3, 32, 32), dict(frames_as="batch"), "frames_as.*changes.*channels.*tokens.*batch"),
@@ -81,7 +162,7 @@ def test_other_functions_are_applied():
             nn.init.constant_(module.weight, value)
 
     assert extractor.apply(partial(fill, value=0.5)) is extractor
-    assert (extractor.encoder.tokenizer.projection.weight == 0.5).all()
+    assert all((block.mlp[0].weight == 0.5).all() for block in extractor.encoder.blocks)
 
 
 def test_learning_from_inputs_that_are_not_standardised_is_told():
@@ -89,7 +170,7 @@ def test_learning_from_inputs_that_are_not_standardised_is_told():
     with pytest.warns(UserWarning, match="not standardised"):
         extractor.train()
     extractor = JepaExtractor(image_space(3, 32, 32), standardize_frames=4).eval()
-    extractor.standardization.update(th.rand(4, 3, 32, 32))
+    extractor.measure_inputs(th.rand(4, 3, 32, 32))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         extractor.train()
@@ -116,10 +197,11 @@ def test_features_extractor_of_stock_algorithms(pixel_cartpole, algorithm):
 def test_changes_are_the_same_information_in_another_form():
     # The newest frame is what all channels hold where nothing moves; then a change in the oldest one is seen alone
     extractor = JepaExtractor(image_space(9, 32, 48), embed_dim=32, num_heads=2)
-    extractor.standardization.update(th.rand(50, 9, 32, 48))
+    extractor.measure_inputs(th.rand(50, 9, 32, 48))
+    (standardization,) = extractor.standardizations
     still = th.rand(1, 3, 32, 48).repeat(1, 3, 1, 1)
     moved = still.clone()
     moved[:, :3] += 0.1
-    difference = extractor.standardization(moved) - extractor.standardization(still)
+    difference = standardization(moved) - standardization(still)
     assert th.allclose(difference[:, [0, 1, 2, 6, 7, 8]], th.zeros(()), atol=1e-5)
     assert (difference[:, 3:6] < -0.1).all()

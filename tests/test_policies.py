@@ -340,7 +340,6 @@ def test_unsupported_action_space():
         (dict(encoder_lr_factor=-1), "encoder_lr_factor"),
         (dict(share_features_extractor=False), "share_features_extractor"),
         (dict(features_extractor_kwargs=dict(frames=4)), "frames"),
-        (dict(features_extractor_kwargs=dict(patch_size=24)), "patch_size"),
         (dict(features_extractor_kwargs=dict(patch_size=64)), "patch"),
     ],
 )

@@ -11,11 +11,14 @@ from sb3_jepa.parts.losses import (
 from sb3_jepa.parts.predictors import ActionConditionedPredictor
 from sb3_jepa.parts.standardization import InputStandardization
 from sb3_jepa.parts.targets import MomentumEncoder
-from sb3_jepa.parts.tokenizers import PatchTokenizer
+from sb3_jepa.parts.tokenizers import CategoryTokenizer, ColumnTokenizer, DictTokenizer, PatchTokenizer
 from sb3_jepa.parts.transformer import TransformerEncoder
 
 __all__ = [
     "ActionConditionedPredictor",
+    "CategoryTokenizer",
+    "ColumnTokenizer",
+    "DictTokenizer",
     "InputStandardization",
     "MomentumEncoder",
     "PatchTokenizer",

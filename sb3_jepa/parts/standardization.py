@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch as th
 from torch import nn
 
+# As VecNormalize's clip_obs
+CLIP = 10.0
+
 
 class InputStandardization(nn.Module):
     r"""
@@ -20,11 +23,15 @@ class InputStandardization(nn.Module):
     frame to the next, :math:`(f_k, f_2 - f_1, \dots, f_k - f_{k-1})`, each of the ``k`` with a deviation of its own:
     the same information, in a form that is learned sooner.
 
+    The columns of a vector have units of their own. With ``per_input``, so has the deviation, and the result is clipped
+    to [-10, 10], as Stable-Baselines3's ``VecNormalize`` does, against columns that hardly changed at first.
+
     The statistics are buffers: they travel in the state dict. Until :meth:`update` was called, nothing is subtracted
     and nothing divided.
 
     :param shape: Shape of one input, without the batch
     :param changes_of: Number of frames, oldest first, along the first dimension of an input
+    :param per_input: Whether each input has a deviation of its own
     """
 
     mean: th.Tensor
@@ -32,12 +39,13 @@ class InputStandardization(nn.Module):
     deviation: th.Tensor
     n_seen: th.Tensor
 
-    def __init__(self, shape: Sequence[int], changes_of: int = 1):
+    def __init__(self, shape: Sequence[int], changes_of: int = 1, per_input: bool = False):
         super().__init__()
         self.changes_of = changes_of
-        self.register_buffer("mean", th.zeros(*shape))
-        self.register_buffer("variance", th.zeros(*shape))
-        self.register_buffer("deviation", th.ones(shape[0], *[1] * (len(shape) - 1)))
+        self.per_input = per_input
+        self.register_buffer("mean", th.zeros(tuple(shape)))
+        self.register_buffer("variance", th.zeros(tuple(shape)))
+        self.register_buffer("deviation", th.ones(shape if per_input else (shape[0], *[1] * (len(shape) - 1))))
         self.register_buffer("n_seen", th.zeros((), dtype=th.long))
 
     @th.no_grad()
@@ -54,12 +62,13 @@ class InputStandardization(nn.Module):
         difference = mean - self.mean
         self.variance.lerp_(variance, fraction).add_(difference.square() * fraction * n_before / self.n_seen)
         self.mean.add_(difference * fraction)
-        deviation = self.variance.reshape(self.changes_of, -1).mean(dim=1).sqrt()
+        if self.per_input:
+            deviation = self.variance.sqrt()
+        else:
+            deviation = self.variance.reshape(self.changes_of, -1).mean(dim=1).sqrt()
+            deviation = deviation.repeat_interleave(len(self.deviation) // self.changes_of).view_as(self.deviation)
         # Inputs that never changed leave nothing to divide by
-        deviation = th.where(deviation > 0, deviation, 1.0)
-        self.deviation.copy_(
-            deviation.repeat_interleave(len(self.deviation) // self.changes_of).view_as(self.deviation)
-        )
+        self.deviation.copy_(th.where(deviation > 0, deviation, 1.0))
 
     def _changes(self, inputs: th.Tensor) -> th.Tensor:
         if self.changes_of == 1:
@@ -73,4 +82,5 @@ class InputStandardization(nn.Module):
         :param inputs: ``(batch, *shape)``
         :return: Standardised inputs of the same shape
         """
-        return (self._changes(inputs) - self.mean).div_(self.deviation)
+        standardized = (self._changes(inputs) - self.mean).div_(self.deviation)
+        return standardized.clamp_(-CLIP, CLIP) if self.per_input else standardized

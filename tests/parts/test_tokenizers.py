@@ -29,7 +29,6 @@ def test_a_tubelet_is_one_place_in_all_channels():
     ("kwargs", "message"),
     [
         (dict(height=8, width=12, patch_size=16), "8x12 pixels is smaller than a patch"),
-        (dict(height=16, width=24, patch_size=16), "divide"),
         (dict(height=16, width=16, patch_size=0), "positive"),
     ],
 )

@@ -1,0 +1,111 @@
+"""Every algorithm with every observation and action space that it takes."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_jepa import PPO, Transitions
+from tests.conftest import FakeEnv
+
+IMAGE = spaces.Box(0, 255, (3, 16, 24), np.uint8)
+VECTOR = spaces.Box(-1, 1, (3,))
+OBSERVATIONS = {
+    "image": IMAGE,
+    "channels-last image": spaces.Box(0, 255, (16, 24, 3), np.uint8),
+    "frames of Gymnasium": spaces.Box(0, 255, (2, 16, 24, 3), np.uint8),
+    "vector": VECTOR,
+    "matrix": spaces.Box(-1, 1, (2, 3)),
+    "Discrete": spaces.Discrete(4),
+    "MultiDiscrete": spaces.MultiDiscrete([3, 2]),
+    "MultiBinary": spaces.MultiBinary(3),
+    "Dict": spaces.Dict(camera=IMAGE, other=IMAGE, speed=VECTOR, mode=spaces.Discrete(3)),
+}
+ACTIONS = {
+    "Discrete": spaces.Discrete(3),
+    "Box": spaces.Box(-2, 2, (2,)),
+    "MultiDiscrete": spaces.MultiDiscrete([3, 2]),
+    "MultiBinary": spaces.MultiBinary(2),
+}
+ALGORITHMS = {"PPO": PPO}
+# Every observation space with one action space, and every action space with one observation space
+SPACES = [(observation, "Discrete") for observation in OBSERVATIONS] + [
+    ("vector", action) for action in ACTIONS if action != "Discrete"
+]
+EXTRACTOR = dict(embed_dim=16, num_heads=2, depth=1, patch_size=8, standardize_frames=16)
+
+
+def make_model(algorithm: str, observation: str, action: str, **policy_kwargs):
+    env = make_vec_env(lambda: FakeEnv(OBSERVATIONS[observation], ACTIONS[action]), n_envs=2, seed=0)
+    kwargs = dict(batch_size=16, n_epochs=2) if "PPO" in algorithm else {}
+    policy_kwargs = dict(features_extractor_kwargs=EXTRACTOR, net_arch=[16], **policy_kwargs)
+    return ALGORITHMS[algorithm](
+        "JepaPolicy", env, n_steps=16, policy_kwargs=policy_kwargs, seed=0, device="cpu", **kwargs
+    )
+
+
+def parameters(module: th.nn.Module) -> list[th.Tensor]:
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def distance(one: list[th.Tensor], other: list[th.Tensor]) -> float:
+    return sum(float((a - b).square().sum()) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("observation", "action"), SPACES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_joint_training(algorithm, observation, action, tmp_path):
+    model = make_model(algorithm, observation, action)
+    policy = model.policy
+    encoder, target = policy.features_extractor, policy.objective.target_encoder.encoder
+    before = parameters(encoder)
+    assert distance(before, parameters(target)) == 0.0
+    model.learn(16 + 96)
+    moved = distance(before, parameters(encoder))
+    # The encoder learned, and the target followed from afar
+    assert moved > 0
+    assert 0 < distance(before, parameters(target)) < moved
+    assert policy.n_inputs_to_measure == 0
+
+    # No pair crosses an episode: FakeEnv ends after 5 steps, and all its observations are known
+    for samples in model.rollout_buffer.get():
+        assert isinstance(samples.observations, Transitions)
+        assert (samples.observations.valid == 1).all()
+
+    model.save(tmp_path / "model")
+    env = make_model(algorithm, observation, action).get_env()
+    loaded = type(model).load(tmp_path / "model", env=env, device="cpu")
+    observations = env.reset()
+    for _ in range(2):
+        actions = [one.predict(observations, deterministic=True)[0] for one in (model, loaded)]
+        assert np.array_equal(*actions)
+        # ... and after it was resumed
+        loaded.learn(32, reset_num_timesteps=False)
+        model.set_parameters(loaded.get_parameters())
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_loss_falls_on_a_fixed_rollout(algorithm, observation):
+    kwargs = dict(rl_gradient=False, encoder_lr_factor=1.0, objective_kwargs=dict(momentum=1.0))
+    model = make_model(algorithm, observation, "Discrete", **kwargs).learn(16 + 32)
+
+    def loss() -> float:
+        (samples,) = model.rollout_buffer.get()
+        transitions, sums = samples.observations, []
+        with th.enable_grad():
+            model.policy.reset_log()
+            model.policy.set_training_mode(True)
+            model.policy.extract_features(transitions)
+            terms = model.policy.mean_terms()
+            model.policy.reset_log()
+            model.policy.set_training_mode(False)
+        objective = model.policy.objective
+        sums = [getattr(objective, f"{name}_coef") * terms[f"{name}_loss"] for name in ("prediction", "deviation")]
+        return sum(sums) + objective.covariance_coef * terms["covariance_loss"]
+
+    before = loss()
+    for _ in range(10):
+        model.train()
+    assert loss() < before
