@@ -126,3 +126,15 @@ class PPO(JointTraining, stable_baselines3.PPO):
             *args,
             **kwargs,
         )
+
+
+class A2C(JointTraining, stable_baselines3.A2C):
+    """
+    Stable-Baselines3's Advantage Actor Critic, with ``JepaPolicy`` among its policies. Parameters and defaults
+    are those of ``stable_baselines3.A2C``.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        **stable_baselines3.A2C.policy_aliases,
+        "JepaPolicy": JepaPolicy,
+    }

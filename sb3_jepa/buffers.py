@@ -26,12 +26,15 @@ class Transitions(NamedTuple):
     :param actions: As the rollout buffer stores them, ``(batch, action dim)``
     :param next_observations: ``(batch, *observation shape)``
     :param valid: ``(batch,)``, 1 where the next observation is known, 0 where it is not
+    :param mask: If sequences are padded, which rows of ``observations`` are real, ``(padded batch,)``. All the others
+        have these rows only.
     """
 
     observations: PyTorchObs
     actions: th.Tensor
     next_observations: PyTorchObs
     valid: th.Tensor
+    mask: th.Tensor | None = None
 
 
 class NextObservations(RolloutBuffer):
@@ -119,11 +122,15 @@ class NextObservations(RolloutBuffer):
             rows = array[row_index]
             rows[is_stored] = self._stored_arrays[key][stored_index]
             next_observations[key] = self.to_torch(rows, copy=False)
+        # Of a recurrent policy
+        mask = getattr(samples, "mask", None)
+        mask = None if mask is None else mask > 0
         transitions = Transitions(
             samples.observations,
-            samples.actions,
+            samples.actions if mask is None else samples.actions[mask],
             next_observations if isinstance(self.observations, dict) else next_observations[NO_KEY],
             self.to_torch(self._valid[batch_inds], copy=False),
+            mask,
         )
         return samples._replace(observations=transitions)  # type: ignore[arg-type]
 

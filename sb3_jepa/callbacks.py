@@ -3,13 +3,12 @@
 import warnings
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_jepa.buffers import NO_KEY, NextObservations, by_key
-from sb3_jepa.diagnostics import effective_rank
-from sb3_jepa.policies import JepaPolicy
+from sb3_jepa.diagnostics import ObjectiveGauge
+from sb3_jepa.policies import JointPolicy
 
 # Below this embedding variance the paper speaks of collapse (JEPA for RL, arXiv 2504.16591)
 COLLAPSED_VARIANCE = 1e-7
@@ -42,15 +41,15 @@ class JepaCallback(BaseCallback):
         self._stopped = False
 
     @property
-    def policy(self) -> JepaPolicy:
+    def policy(self) -> JointPolicy:
         """The policy that is trained."""
         return self.model.policy  # type: ignore[return-value]
 
     def _on_training_start(self) -> None:
-        if not isinstance(self.model.policy, JepaPolicy):
+        if not isinstance(self.model.policy, JointPolicy):
             raise ValueError(f"JepaCallback needs a model with a JepaPolicy, got {type(self.model.policy).__name__}")
         self._stopped = False
-        self.policy.reset_log()
+        self._reset_gauges()
         n_steps, n_missing = self._n_remaining_steps, self.policy.n_inputs_to_measure
         if n_missing >= n_steps:
             warnings.warn(
@@ -71,7 +70,8 @@ class JepaCallback(BaseCallback):
         self._log_update()
         # Not the model's own progress: at the start of a second learn() that is still the first one's
         progress_remaining = max(0.0, self._n_remaining_steps / self.model._total_timesteps)
-        self.policy.objective.update_momentum(progress_remaining)
+        for objective in self.policy.objectives.values():
+            objective.update_momentum(progress_remaining)
         self._measure_inputs()
 
     def _on_step(self) -> bool:
@@ -110,28 +110,34 @@ class JepaCallback(BaseCallback):
             self.policy.measure_inputs(seen.get(NO_KEY, seen))
             buffer.reset()
 
+    def _reset_gauges(self) -> None:
+        for gauge in self.policy.gauges.values():
+            gauge.reset()
+
     def _log_update(self) -> None:
         """Record the scalars of the update that has just ended, if there was one."""
-        terms = self.policy.mean_terms()
-        if not terms:
-            return
-        for name, value in terms.items():
-            self.logger.record(f"jepa/{name}", value)
-        self.logger.record("jepa/effective_rank", float(effective_rank(th.cat(list(self.policy.recent_embeddings)))))
-        self.logger.record("jepa/momentum", self.policy.objective.momentum)
-        self._warn_if_collapsed(terms["embedding_variance"])
-        self.policy.reset_log()
+        for name, gauge in self.policy.gauges.items():
+            terms = gauge.means()
+            if not terms:
+                continue
+            prefix = "jepa" if name == "shared" else f"jepa/{name}"
+            for term, value in terms.items():
+                self.logger.record(f"{prefix}/{term}", value)
+            self.logger.record(f"{prefix}/effective_rank", gauge.effective_rank())
+            self.logger.record("jepa/momentum", self.policy.objective.momentum)
+            self._warn_if_collapsed(gauge, terms["embedding_variance"])
+        self._reset_gauges()
 
-    def _warn_if_collapsed(self, variance: float) -> None:
-        first_variance = float(self.policy.first_embedding_variance)
+    def _warn_if_collapsed(self, gauge: ObjectiveGauge, variance: float) -> None:
+        first_variance = float(gauge.first_embedding_variance)
         threshold = max(COLLAPSED_VARIANCE, COLLAPSED_FRACTION * first_variance)
-        if variance < threshold and not self.policy.warned_of_collapse:
-            self.policy.warned_of_collapse = True
+        if variance < threshold and not gauge.warned_of_collapse:
+            gauge.warned_of_collapse = True
             warnings.warn(
                 f"The encoder has collapsed: its embedding variance is {variance:.1e}, it began with "
                 f"{first_variance:.1e}. It now tells observations hardly apart, however small the prediction "
-                "loss is. Cure: a variance loss (`objective_kwargs=dict(variance_coef=1.0)`), the actor's and critic's "
-                "gradient (`rl_gradient=True`), or a smaller `prediction_coef`, all in `policy_kwargs`.",
+                "loss is. Cure: a hinge on the deviation (`objective_kwargs=dict(deviation_coef=1.0)`), the actor's "
+                "and critic's gradient (`rl_gradient=True`), or a smaller `prediction_coef`, all in `policy_kwargs`.",
                 UserWarning,
                 stacklevel=2,
             )

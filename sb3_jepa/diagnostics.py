@@ -1,6 +1,13 @@
 """Gauges of what an encoder has learned."""
 
+from collections import deque
+from collections.abc import Mapping
+
 import torch as th
+from torch import nn
+
+# Embeddings of this many minibatches are kept for the effective rank
+N_RECENT_EMBEDDINGS = 8
 
 
 @th.no_grad()
@@ -19,3 +26,48 @@ def effective_rank(embeddings: th.Tensor) -> th.Tensor:
     singular_values = th.linalg.svdvals(embeddings)
     p = singular_values / singular_values.sum().clamp(min=th.finfo(embeddings.dtype).tiny)
     return th.exp(th.special.entr(p).sum())
+
+
+class ObjectiveGauge(nn.Module):
+    """
+    Gathers what an objective says of itself over the minibatches of an update, without waiting for the device.
+
+    ``first_embedding_variance`` is that of the untrained encoder. It is a buffer, so that a run that goes on knows how
+    it began; 0 until then.
+    """
+
+    first_embedding_variance: th.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first_embedding_variance", th.zeros(()))
+        self.warned_of_collapse = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the terms and embeddings of past minibatches."""
+        self._recent_embeddings: deque[th.Tensor] = deque(maxlen=N_RECENT_EMBEDDINGS)
+        self._is_untrained = float(self.first_embedding_variance) == 0.0
+        self._term_sums: dict[str, th.Tensor] = {}
+        self._n_minibatches = 0
+
+    def add(self, embedding: th.Tensor, terms: Mapping[str, th.Tensor]) -> None:
+        """
+        :param embedding: Of a minibatch, ``(batch, embed_dim)``, without gradient
+        :param terms: The objective's, without gradient, among them ``"embedding_variance"``
+        """
+        if self._is_untrained:
+            self.first_embedding_variance.copy_(terms["embedding_variance"])
+            self._is_untrained = False
+        self._recent_embeddings.append(embedding)
+        for name, term in terms.items():
+            self._term_sums[name] = self._term_sums[name] + term if name in self._term_sums else term
+        self._n_minibatches += 1
+
+    def means(self) -> dict[str, float]:
+        """The terms, averaged over the minibatches since :meth:`reset`; empty if there was none."""
+        return {name: float(term_sum) / self._n_minibatches for name, term_sum in self._term_sums.items()}
+
+    def effective_rank(self) -> float:
+        """Of the latest embeddings, see :func:`effective_rank`."""
+        return float(effective_rank(th.cat(list(self._recent_embeddings))))

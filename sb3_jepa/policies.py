@@ -3,9 +3,8 @@
 import inspect
 import io
 import pathlib
-from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
@@ -16,22 +15,27 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, prepro
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
 
+from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NextObservations, Transitions, by_key
+from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import attach_loss
 from sb3_jepa.saving import replace_when_complete
 
-# Embeddings of this many minibatches are kept for the effective rank
-N_RECENT_EMBEDDINGS = 8
+if TYPE_CHECKING:
+    _Base = ActorCriticPolicy
+else:
+    _Base = object
 
 
-class JepaPolicy(ActorCriticPolicy):
+class JointPolicy(_Base):
     """
-    Actor-critic policy whose features extractor also learns a JEPA objective: by default *JEPA for RL* (arXiv
-    2504.16591), the class token of a vision transformer that predicts its own future. The objective's loss is attached
-    to the features, so that the algorithm's own backward pass and optimiser step train everything at once.
+    Makes an actor-critic policy learn a JEPA objective too: by default *JEPA for RL* (arXiv 2504.16591), the class
+    token of a transformer that predicts its own future. The objective's loss is attached to the features, so that the
+    algorithm's own backward pass and optimiser step train everything at once. :class:`JepaPolicy` is one of these.
 
     It needs transitions, and gets them from :class:`~sb3_jepa.JepaRolloutBuffer`; ``sb3_jepa.PPO`` brings it along.
 
@@ -47,20 +51,22 @@ class JepaPolicy(ActorCriticPolicy):
         critic still learn, from an embedding that only the objective shapes.
     :param encoder_lr_factor: Learning rate of the encoder, as a multiple of the learning rate of all else; it follows
         the algorithm's schedule. Below 1, the embedding changes slowly enough for actor and critic to follow.
-    :param share_features_extractor: Must be True: actor and critic read one embedding
+    :param share_features_extractor: If True, actor and critic read one embedding. If not, each has an encoder of its
+        own, with an objective of its own.
+    :param objective_for: Which encoder learns the objective if they are not shared: ``"actor"``, ``"critic"`` or
+        ``"both"``
     :param normalize_images: Whether to normalize images or not, dividing by 255.0 (True by default)
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments to pass to the optimizer. Adam gets Stable-Baselines3's
         ``eps=1e-5`` and the faster ``fused=True`` unless they are given.
-    :param kwargs: The further parameters of ``ActorCriticPolicy``
+    :param kwargs: The further parameters of the policy that this is mixed into
     :raises ValueError: If an argument is out of range, or if the algorithm that builds the policy has no rollout buffer
         that yields transitions
     """
 
-    objective: NextLatentPrediction
-    first_embedding_variance: th.Tensor
-    _is_untrained: bool
-    _n_logged: int
+    # Both are a ModuleDict, with the names of the encoders that learn
+    objectives: Mapping[str, NextLatentPrediction]
+    gauges: Mapping[str, ObjectiveGauge]
 
     def __init__(
         self,
@@ -75,17 +81,21 @@ class JepaPolicy(ActorCriticPolicy):
         rl_gradient: bool = True,
         encoder_lr_factor: float = 0.3,
         share_features_extractor: bool = True,
+        objective_for: str = "both",
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         _check_algorithm()
-        if not share_features_extractor:
+        if objective_for not in ("actor", "critic", "both"):
+            raise ValueError(f'`objective_for` must be "actor", "critic" or "both", got {objective_for!r}')
+        if share_features_extractor and objective_for != "both":
             raise ValueError(
-                "`share_features_extractor` must be True, got False: JepaPolicy trains the one encoder that the actor "
-                "and the critic share"
+                f"`objective_for={objective_for!r}` needs `share_features_extractor=False`: actor and critic share one "
+                "encoder"
             )
+        self.objective_for = objective_for
         self.objective_class = objective_class
         self.objective_kwargs = objective_kwargs or {}
         self.rl_gradient = rl_gradient
@@ -106,11 +116,14 @@ class JepaPolicy(ActorCriticPolicy):
             lr_schedule,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
             **kwargs,
         )
+        # Last, for a recurrent policy makes its own after all that the others make in _build()
+        self._make_optimizer(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
         """
@@ -119,23 +132,40 @@ class JepaPolicy(ActorCriticPolicy):
         :param lr_schedule: Learning rate schedule, lr_schedule(1) is the initial learning rate
         """
         super()._build(lr_schedule)
-        self.objective = self.objective_class(
-            self.features_extractor,
-            embed_dim=self.features_dim,
-            action_dim=get_flattened_obs_dim(self.action_space),
-            **self.objective_kwargs,
+        learners = self.encoders.keys() if self.objective_for == "both" else [self.objective_for]
+        self.objectives = nn.ModuleDict(  # type: ignore[assignment]
+            {
+                name: self.objective_class(
+                    self.encoders[name],
+                    embed_dim=self.features_dim,
+                    action_dim=get_flattened_obs_dim(self.action_space),
+                    **self.objective_kwargs,
+                )
+                for name in learners
+            }
         )
-        # Of the untrained encoder, in the state dict, so that a run that goes on knows how it began; 0 until then
-        self.register_buffer("first_embedding_variance", th.zeros(()))
-        self.warned_of_collapse = False
+        self.gauges = nn.ModuleDict({name: ObjectiveGauge() for name in learners})  # type: ignore[assignment]
+
+    @property
+    def encoders(self) -> dict[str, BaseFeaturesExtractor]:
+        """The context encoders: ``"shared"``, or ``"actor"`` and ``"critic"``."""
+        if self.share_features_extractor:
+            return dict(shared=self.features_extractor)
+        return dict(actor=self.pi_features_extractor, critic=self.vf_features_extractor)
+
+    @property
+    def objective(self) -> NextLatentPrediction:
+        """What the encoder learns; the actor's, if both have their own."""
+        return next(iter(self.objectives.values()))
+
+    def _make_optimizer(self, lr_schedule: Schedule) -> None:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        encoder = set(self.features_extractor.parameters())
+        of_encoders = {parameter for encoder in self.encoders.values() for parameter in encoder.parameters()}
         groups: list[dict[str, Any]] = [
-            dict(params=[parameter for parameter in trained if parameter not in encoder]),
-            dict(params=[parameter for parameter in trained if parameter in encoder], name="encoder"),
+            dict(params=[parameter for parameter in trained if parameter not in of_encoders]),
+            dict(params=[parameter for parameter in trained if parameter in of_encoders], name="encoder"),
         ]
         self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
-        self.reset_log()
         self._register_optimizer_hooks()
 
     def _register_optimizer_hooks(self) -> None:
@@ -144,7 +174,11 @@ class JepaPolicy(ActorCriticPolicy):
         self._hooked_optimizer = self.optimizer
         self.optimizer.register_step_pre_hook(lambda *_: self._check_loss_attached())
         self.optimizer.register_step_pre_hook(lambda *_: self._scale_encoder_learning_rate())
-        self.optimizer.register_step_post_hook(lambda *_: self.objective.update_target(self.features_extractor))
+        self.optimizer.register_step_post_hook(lambda *_: self._update_targets())
+
+    def _update_targets(self) -> None:
+        for name, objective in self.objectives.items():
+            objective.update_target(self.encoders[name])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled policies: an optimiser does not carry its hooks along
@@ -170,63 +204,42 @@ class JepaPolicy(ActorCriticPolicy):
 
     def extract_features(  # type: ignore[override]
         self, obs: PyTorchObs | Transitions, features_extractor: BaseFeaturesExtractor | None = None
-    ) -> th.Tensor:
+    ) -> th.Tensor | tuple[th.Tensor, ...]:
         """
         Preprocess the observation if needed and extract features. Given transitions, the embedding that is returned for
         actor and critic also carries the objective's loss.
 
         :param obs: Observation, or transitions
         :param features_extractor: The features extractor to use. If None, then ``self.features_extractor`` is used.
-        :return: The features ``(batch, embed_dim)``
+        :return: The features ``(batch, embed_dim)``; if the features extractor is not shared, those of actor and critic
         """
         observations = obs.observations if isinstance(obs, Transitions) else obs
-        embedding = super().extract_features(observations, features_extractor)
-        assert isinstance(embedding, th.Tensor)
-        features = embedding if self.rl_gradient else embedding.detach()
+        extracted = super().extract_features(observations, features_extractor)
+        embeddings = extracted if isinstance(extracted, tuple) else (extracted,)
+        features = [embedding if self.rl_gradient else embedding.detach() for embedding in embeddings]
         if isinstance(obs, Transitions) and th.is_grad_enabled():
-            loss, terms = self.objective(
-                embedding,
-                self._encode_actions(obs.actions),
-                preprocess_obs(obs.next_observations, self.observation_space, normalize_images=self.normalize_images),
-                obs.valid,
+            actions = encode_actions(obs.actions, self.action_space, getattr(self, "squash_output", False))
+            next_observations = preprocess_obs(
+                obs.next_observations, self.observation_space, normalize_images=self.normalize_images
             )
-            # Coefficients of 0 leave a constant, which has no gradient to attach
-            if loss.requires_grad:
-                features = attach_loss(features, loss)
+            for index, name in enumerate(self.encoders):
+                if name in self.objectives:
+                    embedding = embeddings[index] if obs.mask is None else embeddings[index][obs.mask]
+                    loss, terms = self.objectives[name](embedding, actions, next_observations, obs.valid)
+                    # Coefficients of 0 leave a constant, which has no gradient to attach
+                    if loss.requires_grad:
+                        features[index] = attach_loss(features[index], loss)
+                    self.gauges[name].add(embedding.detach(), terms)
             self._loss_attached = True
-            self._log(embedding.detach(), terms)
-        return features
+        return tuple(features) if isinstance(extracted, tuple) else features[0]
 
-    def _encode_actions(self, actions: th.Tensor) -> th.Tensor:
-        """
-        One-hot for discrete actions; continuous ones as the environment executes them, scaled to [-1, 1].
-
-        :param actions: As the rollout buffer stores them, ``(batch, action dim)``
-        :return: ``(batch, encoded action dim)``
-        """
-        if isinstance(self.action_space, spaces.Box):
-            # A squashed action is scaled to the bounds already
-            if self.squash_output:
-                return actions
-            low, high = (
-                th.as_tensor(bound, dtype=actions.dtype, device=actions.device).flatten()
-                for bound in (self.action_space.low, self.action_space.high)
-            )
-            # Bounds may coincide: that action says nothing
-            width = th.where(high > low, high - low, 1.0)
-            return 2.0 * (actions.clamp(low, high) - low) / width - 1.0
-        if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.flatten()
-        encoded = preprocess_obs(actions, self.action_space)
-        assert isinstance(encoded, th.Tensor)
-        return encoded.flatten(1)
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def forward(self, obs: PyTorchObs, *args: Any, **kwargs: Any) -> tuple[th.Tensor, ...]:  # type: ignore[override]
         """
         Forward pass in all the networks (actor and critic)
 
         :param obs: Observation
-        :param deterministic: Whether to sample or use deterministic actions
+        :param args: The further parameters of the policy that this is mixed into
+        :param kwargs: The further parameters of the policy that this is mixed into
         :return: action, value and log probability of the action
         :raises ValueError: If the observation contains NaN or infinite values
         """
@@ -235,7 +248,7 @@ class JepaPolicy(ActorCriticPolicy):
                 raise ValueError(
                     "The observations contain NaN or infinite values; check the environment and its wrappers"
                 )
-        return super().forward(obs, deterministic)  # type: ignore[arg-type]
+        return super().forward(obs, *args, **kwargs)  # type: ignore[arg-type]
 
     def measure_inputs(self, observations: np.ndarray | dict[str, np.ndarray]) -> None:
         """
@@ -247,15 +260,17 @@ class JepaPolicy(ActorCriticPolicy):
         inputs = preprocess_obs(
             obs_as_tensor(observations, self.device), self.observation_space, normalize_images=self.normalize_images
         )
-        assert isinstance(self.features_extractor, JepaExtractor)
-        self.features_extractor.measure_inputs(inputs)
-        self.objective.target_encoder.copy_buffers(self.features_extractor)
+        for name, encoder in self.encoders.items():
+            if isinstance(encoder, JepaExtractor):
+                encoder.measure_inputs(inputs)
+                if name in self.objectives:
+                    self.objectives[name].target_encoder.copy_buffers(encoder)
 
     @property
     def n_inputs_to_measure(self) -> int:
         """Number of observations that the input statistics still lack."""
-        extractor = self.features_extractor
-        return extractor.n_inputs_to_measure if isinstance(extractor, JepaExtractor) else 0
+        encoders = self.encoders.values()
+        return max(encoder.n_inputs_to_measure if isinstance(encoder, JepaExtractor) else 0 for encoder in encoders)
 
     def set_training_mode(self, mode: bool) -> None:
         """
@@ -269,30 +284,6 @@ class JepaPolicy(ActorCriticPolicy):
             self._register_optimizer_hooks()
         super().set_training_mode(mode)
 
-    def _log(self, embedding: th.Tensor, terms: dict[str, th.Tensor]) -> None:
-        if self._is_untrained:
-            self.first_embedding_variance.copy_(terms["embedding_variance"])
-            self._is_untrained = False
-        self.recent_embeddings.append(embedding)
-        for name, term in terms.items():
-            self._term_sums[name] = self._term_sums[name] + term if name in self._term_sums else term
-        self._n_logged += 1
-
-    def reset_log(self) -> None:
-        """Forget the objective's terms and embeddings of past minibatches."""
-        self.recent_embeddings: deque[th.Tensor] = deque(maxlen=N_RECENT_EMBEDDINGS)
-        self._is_untrained = float(self.first_embedding_variance) == 0.0
-        self._term_sums: dict[str, th.Tensor] = {}
-        self._n_logged = 0
-
-    def mean_terms(self) -> dict[str, float]:
-        """
-        The objective's terms, averaged over the minibatches since :meth:`reset_log`.
-
-        :return: Empty if there was none
-        """
-        return {name: float(term_sum) / self._n_logged for name, term_sum in self._term_sums.items()}
-
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         data.update(
@@ -300,6 +291,9 @@ class JepaPolicy(ActorCriticPolicy):
             objective_kwargs=self.objective_kwargs,
             rl_gradient=self.rl_gradient,
             encoder_lr_factor=self.encoder_lr_factor,
+            # Stable-Baselines3 forgets this one
+            share_features_extractor=self.share_features_extractor,
+            objective_for=self.objective_for,
         )
         return data
 
@@ -332,6 +326,13 @@ class JepaPolicy(ActorCriticPolicy):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
+class JepaPolicy(JointPolicy, ActorCriticPolicy):
+    """
+    Actor-critic policy whose features extractor also learns a JEPA objective, see :class:`JointPolicy` for its
+    parameters. For ``PPO`` and ``A2C``.
+    """
+
+
 def _check_algorithm() -> None:
     """
     Raise if the Stable-Baselines3 algorithm that is building the policy has no transitions to train it with.
@@ -343,7 +344,8 @@ def _check_algorithm() -> None:
     while frame is not None:
         algorithm = frame.f_locals.get("self") if frame.f_code.co_name == "_setup_model" else None
         if isinstance(algorithm, BaseAlgorithm):
-            if not isinstance(getattr(algorithm, "rollout_buffer", None), NextObservations):
+            has_transitions = isinstance(getattr(algorithm, "rollout_buffer", None), NextObservations)
+            if not (has_transitions or getattr(algorithm, "brings_transitions", False)):
                 raise ValueError(
                     f"{type(algorithm).__name__} cannot train a JepaPolicy, since its rollouts have no next "
                     "observations: use an algorithm of sb3_jepa, such as `sb3_jepa.PPO`, or pass "

@@ -32,6 +32,8 @@ def train_on_one_rollout(model, callback=None) -> Transitions:
 
 
 def concatenate(parts):
+    if parts[0] is None:
+        return None
     if isinstance(parts[0], dict):
         return {key: th.cat([part[key] for part in parts]) for key in parts[0]}
     return th.cat(parts)

@@ -64,7 +64,7 @@ def test_the_users_own_takes_its_place(pixel_cartpole, nest):
         n_logged = 0
 
         def _log_update(self) -> None:
-            self.n_logged += bool(self.policy.mean_terms())
+            self.n_logged += bool(self.policy.gauges["shared"].means())
             super()._log_update()
 
     mine = Mine()
@@ -207,7 +207,7 @@ def test_collapse_is_told_once_and_with_the_cure(pixel_cartpole):
         model.learn(96)
     # A later learn() has a callback of its own, and still knows how the encoder began
     shrink_embedding(model.policy, 0.01)
-    with pytest.warns(UserWarning, match=r"collapsed.*began with.*variance_coef"):
+    with pytest.warns(UserWarning, match=r"collapsed.*began with.*deviation_coef"):
         model.learn(64, reset_num_timesteps=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -231,7 +231,7 @@ def test_the_first_variance_is_that_of_the_untrained_encoder(pixel_cartpole):
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "batch_size": 32})
     model.learn(128, callback=remember)
     assert model._n_updates > 2
-    assert th.allclose(model.policy.first_embedding_variance, remember.variance, rtol=1e-3)
+    assert th.allclose(model.policy.gauges["shared"].first_embedding_variance, remember.variance, rtol=1e-3)
 
 
 def test_a_loaded_run_knows_how_the_encoder_began(pixel_cartpole, tmp_path):
@@ -239,7 +239,9 @@ def test_a_loaded_run_knows_how_the_encoder_began(pixel_cartpole, tmp_path):
     model.save(tmp_path / "model")
     loaded = PPO.load(tmp_path / "model", env=pixel_cartpole)
     shrink_embedding(loaded.policy, 0.01)
-    with pytest.warns(UserWarning, match=f"began with {float(model.policy.first_embedding_variance):.1e}"):
+    with pytest.warns(
+        UserWarning, match=f"began with {float(model.policy.gauges['shared'].first_embedding_variance):.1e}"
+    ):
         loaded.learn(64, reset_num_timesteps=False)
 
 
@@ -247,8 +249,8 @@ def test_a_loaded_run_knows_how_the_encoder_began(pixel_cartpole, tmp_path):
 def test_thresholds_of_collapse(pixel_cartpole, first, later, warns, recwarn):
     callback = JepaCallback()
     callback.init_callback(PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO))
-    callback.policy.first_embedding_variance.fill_(first)
-    callback._warn_if_collapsed(later)
+    callback.policy.gauges["shared"].first_embedding_variance.fill_(first)
+    callback._warn_if_collapsed(callback.policy.gauges["shared"], later)
     assert any("collapsed" in str(warning.message) for warning in recwarn) == warns
 
 

@@ -6,7 +6,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_jepa import PPO, Transitions
+from sb3_jepa import A2C, PPO, Transitions
 from tests.conftest import FakeEnv
 
 IMAGE = spaces.Box(0, 255, (3, 16, 24), np.uint8)
@@ -28,7 +28,7 @@ ACTIONS = {
     "MultiDiscrete": spaces.MultiDiscrete([3, 2]),
     "MultiBinary": spaces.MultiBinary(2),
 }
-ALGORITHMS = {"PPO": PPO}
+ALGORITHMS = {"PPO": PPO, "A2C": A2C}
 # Every observation space with one action space, and every action space with one observation space
 SPACES = [(observation, "Discrete") for observation in OBSERVATIONS] + [
     ("vector", action) for action in ACTIONS if action != "Discrete"
@@ -95,12 +95,10 @@ def test_the_loss_falls_on_a_fixed_rollout(algorithm, observation):
         (samples,) = model.rollout_buffer.get()
         transitions, sums = samples.observations, []
         with th.enable_grad():
-            model.policy.reset_log()
-            model.policy.set_training_mode(True)
+            gauge = model.policy.gauges["shared"]
+            gauge.reset()
             model.policy.extract_features(transitions)
-            terms = model.policy.mean_terms()
-            model.policy.reset_log()
-            model.policy.set_training_mode(False)
+            terms = gauge.means()
         objective = model.policy.objective
         sums = [getattr(objective, f"{name}_coef") * terms[f"{name}_loss"] for name in ("prediction", "deviation")]
         return sum(sums) + objective.covariance_coef * terms["covariance_loss"]

@@ -44,7 +44,7 @@ NO_OBJECTIVE = dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0
 def explicit_loss(model, policy: JepaPolicy, coefficients: dict[str, float], rl_gradient: bool) -> th.Tensor:
     """PPO's loss plus JEPA's loss, from the equations and with nothing attached to anything."""
     (samples,) = model.rollout_buffer.get(model.batch_size)
-    x, actions, y, valid = samples.observations
+    x, actions, y, valid, _ = samples.observations
     s_x = policy.features_extractor(x / 255.0)
     with th.no_grad():
         s_y = policy.objective.target_encoder.encoder(y / 255.0)
@@ -233,10 +233,10 @@ def test_invalid_pairs_do_not_reach_the_prediction_loss(pixel_cartpole):
     policy = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).policy
     x, y = th.randint(256, (2, 4, 3, 32, 48), dtype=th.uint8)
     policy.extract_features(Transitions(x, th.zeros(4, 1), y, th.tensor([1.0, 1.0, 0.0, 0.0])))
-    masked = policy.mean_terms()["prediction_loss"]
-    policy.reset_log()
+    masked = policy.gauges["shared"].means()["prediction_loss"]
+    policy.gauges["shared"].reset()
     policy.extract_features(Transitions(x[:2], th.zeros(2, 1), y[:2], th.ones(2)))
-    assert masked == pytest.approx(policy.mean_terms()["prediction_loss"], rel=1e-4)
+    assert masked == pytest.approx(policy.gauges["shared"].means()["prediction_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -306,26 +306,6 @@ def test_action_spaces(action_space, tmp_path):
     assert np.array_equal(actions, loaded_actions)
 
 
-def test_encoding_of_actions():
-    def encode(space, actions, **kwargs):
-        env = make_counting_env(action_space=space)
-        policy = PPO(JepaPolicy, env, **{"policy_kwargs": SMALL_POLICY, **kwargs}).policy
-        return policy._encode_actions(th.tensor(actions, dtype=th.float)).tolist()
-
-    assert encode(spaces.Discrete(3), [[2], [0]]) == [[0, 0, 1], [1, 0, 0]]
-    assert encode(spaces.MultiDiscrete([2, 3]), [[1, 0]]) == [[0, 1, 1, 0, 0]]
-    assert encode(spaces.MultiBinary(3), [[1, 0, 1]]) == [[1, 0, 1]]
-    box = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
-    # Beyond the bounds the environment executes the bound
-    assert encode(box, [[1.0, 0.5], [-7.0, 9.0]]) == [[0.5, 0.0], [-1.0, 1.0]]
-    # What is squashed is scaled already
-    squashed = dict(use_sde=True, policy_kwargs=dict(SMALL_POLICY, squash_output=True))
-    assert encode(box, [[1.0, 0.5]], **squashed) == [[1.0, 0.5]]
-    # Bounds that coincide leave nothing to scale
-    fixed = spaces.Box(np.array([0.0, -1.0], np.float32), np.array([0.0, 1.0], np.float32))
-    assert encode(fixed, [[3.0, 0.5]]) == [[-1.0, 0.5]]
-
-
 def test_unsupported_action_space():
     with pytest.raises(AssertionError, match="only supports"):
         PPO(JepaPolicy, make_counting_env(action_space=spaces.Dict(a=spaces.Discrete(2))), policy_kwargs=SMALL_POLICY)
@@ -338,7 +318,8 @@ def test_unsupported_action_space():
         (dict(objective_kwargs=dict(prediction_coef=-1)), "prediction_coef"),
         (dict(objective_kwargs=dict(variance_coef=-1)), "variance_coef"),
         (dict(encoder_lr_factor=-1), "encoder_lr_factor"),
-        (dict(share_features_extractor=False), "share_features_extractor"),
+        (dict(objective_for="actor"), "objective_for.*share_features_extractor"),
+        (dict(objective_for="both of them"), "objective_for.*actor.*critic.*both"),
         (dict(features_extractor_kwargs=dict(frames=4)), "frames"),
         (dict(features_extractor_kwargs=dict(patch_size=64)), "patch"),
     ],
@@ -473,6 +454,31 @@ def test_an_embedding_is_computed_once_per_minibatch(pixel_cartpole):
     model.policy.objective.target_encoder.register_forward_hook(lambda *_: n_forwards.append("target"))
     model.train()
     assert sorted(n_forwards) == ["context", "target"]
+
+
+@pytest.mark.parametrize("objective_for", ["actor", "critic", "both"])
+def test_encoders_of_their_own(pixel_cartpole, objective_for, tmp_path):
+    policy_kwargs = dict(
+        SMALL_POLICY, share_features_extractor=False, objective_for=objective_for, objective_kwargs=dict(momentum=0.5)
+    )
+    # No gradient but the objective's
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=dict(policy_kwargs, rl_gradient=False), **SMALL_PPO)
+    policy = model.policy
+    before = {name: copy.deepcopy(encoder.state_dict()) for name, encoder in policy.encoders.items()}
+    model.learn(96)
+    learners = ["actor", "critic"] if objective_for == "both" else [objective_for]
+    assert list(policy.objectives) == learners
+    for name, encoder in policy.encoders.items():
+        moved = any(not th.equal(before[name][key], p) for key, p in encoder.named_parameters())
+        assert moved == (name in learners)
+        assert encoder.n_inputs_to_measure == 0
+
+    # Stable-Baselines3 forgets that the encoders are two when a policy is saved by itself
+    policy.save(tmp_path / "policy")
+    loaded = JepaPolicy.load(tmp_path / "policy")
+    observations = obs_as_tensor(pixel_cartpole.reset(), "cpu")
+    assert th.equal(policy.predict_values(observations), loaded.predict_values(observations))
+    assert th.equal(policy.get_distribution(observations).mode(), loaded.get_distribution(observations).mode())
 
 
 def test_a_standalone_policy_evaluates_plain_observations(pixel_cartpole):

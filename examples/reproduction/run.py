@@ -118,7 +118,7 @@ def run(settings: dict[str, Any], folder: pathlib.Path, queue: Any) -> None:
         machine=f"{platform.machine()}, {os.cpu_count()} cores, 1 thread for each run",
     )
     if isinstance(model.policy, JepaPolicy):
-        result["first_embedding_variance"] = float(model.policy.first_embedding_variance)
+        result["first_embedding_variance"] = float(model.policy.gauges["shared"].first_embedding_variance)
     unfinished = folder / "result.json.unfinished"
     unfinished.write_text(json.dumps(result, indent=2))
     unfinished.replace(folder / "result.json")
