@@ -1,6 +1,7 @@
 """Joint-Embedding Predictive Architectures for Stable-Baselines3."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from sb3_jepa.algorithms import A2C, PPO
 from sb3_jepa.buffers import JepaDictRolloutBuffer, JepaRolloutBuffer, Transitions
@@ -22,3 +23,20 @@ __all__ = [
     "NextLatentPrediction",
     "Transitions",
 ]
+
+if TYPE_CHECKING:
+    from sb3_jepa.contrib import MaskableJepaPolicy as MaskableJepaPolicy
+    from sb3_jepa.contrib import MaskablePPO as MaskablePPO
+    from sb3_jepa.contrib import RecurrentJepaPolicy as RecurrentJepaPolicy
+    from sb3_jepa.contrib import RecurrentPPO as RecurrentPPO
+
+# They need sb3-contrib
+_CONTRIB = ("MaskableJepaPolicy", "MaskablePPO", "RecurrentJepaPolicy", "RecurrentPPO")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CONTRIB:
+        from sb3_jepa import contrib
+
+        return getattr(contrib, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

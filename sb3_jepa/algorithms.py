@@ -1,5 +1,6 @@
 """Stable-Baselines3's algorithms, trained jointly with a JEPA objective."""
 
+import inspect
 import io
 import pathlib
 from collections.abc import Iterable
@@ -9,13 +10,13 @@ import stable_baselines3
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_jepa.buffers import JepaDictRolloutBuffer, JepaRolloutBuffer
+from sb3_jepa.buffers import JepaDictRolloutBuffer, JepaRolloutBuffer, NextObservations
 from sb3_jepa.callbacks import JepaCallback
-from sb3_jepa.policies import JepaPolicy
+from sb3_jepa.policies import JepaPolicy, JointPolicy
 from sb3_jepa.saving import replace_when_complete
 
 
@@ -25,15 +26,27 @@ class JointTraining(OnPolicyAlgorithm):
     observations, and a :class:`~sb3_jepa.JepaCallback`. With any other policy the algorithm is what it was.
     """
 
+    # For observations of a single array, and for a Dict
+    jepa_rollout_buffer_classes: ClassVar[tuple[type[NextObservations], type[NextObservations]]] = (
+        JepaRolloutBuffer,
+        JepaDictRolloutBuffer,
+    )
+
     def _setup_model(self) -> None:
-        if self.rollout_buffer_class is None and issubclass(self.policy_class, JepaPolicy):
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = JepaDictRolloutBuffer if is_dict else JepaRolloutBuffer
+        if issubclass(self.policy_class, JointPolicy):
+            accepted = self.policy_aliases["JepaPolicy"]
+            if not issubclass(self.policy_class, accepted):
+                raise ValueError(
+                    f"{type(self).__name__} takes the policy {accepted.__name__}, got {self.policy_class.__name__}"
+                )
+            if self.rollout_buffer_class is None:
+                is_dict = isinstance(self.observation_space, spaces.Dict)
+                self.rollout_buffer_class = self.jepa_rollout_buffer_classes[is_dict]
         super()._setup_model()
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback, progress_bar)
-        if isinstance(self.policy, JepaPolicy) and not _contains_jepa_callback(callback):
+        if isinstance(self.policy, JointPolicy) and not _contains_jepa_callback(callback):
             jepa_callback = JepaCallback()
             jepa_callback.init_callback(self)
             callback = CallbackList([jepa_callback, callback])
@@ -64,68 +77,44 @@ def _contains_jepa_callback(callback: BaseCallback) -> bool:
     return isinstance(callback, JepaCallback)
 
 
-class PPO(JointTraining, stable_baselines3.PPO):
+# Found on pixels with several environments
+PPO_DEFAULTS: dict[str, Any] = dict(
+    # Not to 0: who calls learn() again and again would else learn next to nothing
+    learning_rate=LinearSchedule(1e-3, 1e-4, 1.0),
+    n_steps=128,
+    batch_size=128,
+    n_epochs=5,
+    gae_lambda=0.9,
+    # A policy whose encoder learns too goes further in an update than it was meant to
+    target_kl=0.02,
+)
+
+
+class JointPPO(JointTraining):
+    """PPO and its variants: for a :class:`~sb3_jepa.JepaPolicy` some defaults are others."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        bound = inspect.signature(super().__init__).bind_partial(*args, **kwargs)
+        policy = bound.arguments.get("policy")
+        if policy == "JepaPolicy" or (isinstance(policy, type) and issubclass(policy, JointPolicy)):
+            for name, value in PPO_DEFAULTS.items():
+                bound.arguments.setdefault(name, value)
+        super().__init__(**bound.arguments)
+
+
+class PPO(JointPPO, stable_baselines3.PPO):
     """
     Stable-Baselines3's Proximal Policy Optimization, with ``JepaPolicy`` among its policies.
 
-    For a ``JepaPolicy`` some defaults are others, which were found on pixels with several environments.
-
-    :param policy: The policy model to use (JepaPolicy, MlpPolicy, CnnPolicy, ...)
-    :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). By
-        default it falls from 1e-3 to 1e-4 in the course of the training (with a policy that is no ``JepaPolicy``: 3e-4)
-    :param n_steps: The number of steps to run for each environment per update; 128 by default (otherwise 2048)
-    :param batch_size: Minibatch size; 128 by default (otherwise 64)
-    :param n_epochs: Number of epochs when optimizing the surrogate loss; 5 by default (otherwise 10)
-    :param gamma: Discount factor
-    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator; 0.9 by default
-        (otherwise 0.95)
-    :param args: The further parameters of ``stable_baselines3.PPO``, in its order
-    :param kwargs: The further parameters of ``stable_baselines3.PPO``. One more has another default: ``target_kl`` is
-        0.02 (otherwise None), since a policy whose encoder learns too goes further in an update than it was meant to
+    The parameters are those of ``stable_baselines3.PPO``. For a ``JepaPolicy`` some defaults are others, which were
+    found on pixels with several environments: ``learning_rate`` falls from 1e-3 to 1e-4 in the course of the training,
+    ``n_steps=128``, ``batch_size=128``, ``n_epochs=5``, ``gae_lambda=0.9`` and ``target_kl=0.02``.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         **stable_baselines3.PPO.policy_aliases,
         "JepaPolicy": JepaPolicy,
     }
-
-    def __init__(
-        self,
-        policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str,
-        learning_rate: float | Schedule | None = None,
-        n_steps: int | None = None,
-        batch_size: int | None = None,
-        n_epochs: int | None = None,
-        gamma: float = 0.99,
-        gae_lambda: float | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ):
-        is_jepa = policy == "JepaPolicy" or (isinstance(policy, type) and issubclass(policy, JepaPolicy))
-
-        def choose(given: Any, jepa: Any, otherwise: Any) -> Any:
-            if given is not None:
-                return given
-            return jepa if is_jepa else otherwise
-
-        # An eleventh further parameter is target_kl
-        if is_jepa and len(args) <= 10:
-            kwargs.setdefault("target_kl", 0.02)
-        super().__init__(
-            policy,
-            env,
-            # Not to 0: who calls learn() again and again would else learn next to nothing
-            choose(learning_rate, LinearSchedule(1e-3, 1e-4, 1.0), 3e-4),
-            choose(n_steps, 128, 2048),
-            choose(batch_size, 128, 64),
-            choose(n_epochs, 5, 10),
-            gamma,
-            choose(gae_lambda, 0.9, 0.95),
-            *args,
-            **kwargs,
-        )
 
 
 class A2C(JointTraining, stable_baselines3.A2C):

@@ -122,9 +122,11 @@ class NextObservations(RolloutBuffer):
             rows = array[row_index]
             rows[is_stored] = self._stored_arrays[key][stored_index]
             next_observations[key] = self.to_torch(rows, copy=False)
-        # Of a recurrent policy
         mask = getattr(samples, "mask", None)
-        mask = None if mask is None else mask > 0
+        if mask is not None:
+            # Of a recurrent policy. sb3-contrib leaves MultiBinary actions whole numbers, which no distribution takes
+            mask = mask > 0
+            samples = samples._replace(actions=samples.actions.float())
         transitions = Transitions(
             samples.observations,
             samples.actions if mask is None else samples.actions[mask],

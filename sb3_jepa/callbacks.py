@@ -98,7 +98,11 @@ class JepaCallback(BaseCallback):
             n_steps = min(buffer.buffer_size, -(-n_missing // buffer.n_envs))
             self._measuring = True
             try:
-                completed = self.model.collect_rollouts(self.training_env, self.locals["callback"], buffer, n_steps)
+                # Of MaskablePPO
+                masking = {key: self.locals[key] for key in ("use_masking",) if key in self.locals}
+                completed = self.model.collect_rollouts(
+                    self.training_env, self.locals["callback"], buffer, n_steps, **masking
+                )
             finally:
                 self._measuring = False
             if not completed:

@@ -337,15 +337,15 @@ def _check_algorithm() -> None:
     """
     Raise if the Stable-Baselines3 algorithm that is building the policy has no transitions to train it with.
 
-    An algorithm makes its rollout buffer, then its policy, and tells the policy nothing about either: to object before
-    the first rollout there is only the call stack. Should that fail, the optimiser's hook still objects.
+    An algorithm tells its policy nothing about its rollout buffer: to object before the first rollout there is only the
+    call stack. Should that fail, the optimiser's hook still objects.
     """
     frame = inspect.currentframe()
     while frame is not None:
         algorithm = frame.f_locals.get("self") if frame.f_code.co_name == "_setup_model" else None
         if isinstance(algorithm, BaseAlgorithm):
-            has_transitions = isinstance(getattr(algorithm, "rollout_buffer", None), NextObservations)
-            if not (has_transitions or getattr(algorithm, "brings_transitions", False)):
+            buffer_class = getattr(algorithm, "rollout_buffer_class", None)
+            if buffer_class is None or not issubclass(buffer_class, NextObservations):
                 raise ValueError(
                     f"{type(algorithm).__name__} cannot train a JepaPolicy, since its rollouts have no next "
                     "observations: use an algorithm of sb3_jepa, such as `sb3_jepa.PPO`, or pass "

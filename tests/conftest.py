@@ -58,6 +58,14 @@ class FakeEnv(gym.Env):
         self.action_space = action_space or spaces.Discrete(2)
         self.time = 0
 
+    def action_masks(self) -> np.ndarray:
+        """For MaskablePPO: everything is allowed, except for the first action."""
+        n_choices = {spaces.Discrete: "n", spaces.MultiDiscrete: "nvec", spaces.MultiBinary: "n"}
+        n = getattr(self.action_space, n_choices[type(self.action_space)])
+        masks = np.ones(2 * n if isinstance(self.action_space, spaces.MultiBinary) else np.sum(n), dtype=bool)
+        masks[0] = False
+        return masks
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         if seed is not None:

@@ -15,7 +15,7 @@ from tests.conftest import EPISODE_LENGTHS, SMALL_POLICY, SMALL_PPO, CountingIma
 ONE_STEP = np.array([0, 0, 1])
 
 
-def train_on_one_rollout(model, callback=None) -> Transitions:
+def train_on_one_rollout(model, callback=None, **kwargs) -> Transitions:
     """Train on one rollout, and return all the transitions that the algorithm saw of it."""
     batches: list[Transitions] = []
     get = model.rollout_buffer.get
@@ -27,7 +27,7 @@ def train_on_one_rollout(model, callback=None) -> Transitions:
 
     model.rollout_buffer.get = spy
     model.n_epochs = 1
-    model.learn(1, callback=callback)
+    model.learn(1, callback=callback, **kwargs)
     return Transitions(*(concatenate(parts) for parts in zip(*batches, strict=True)))
 
 
