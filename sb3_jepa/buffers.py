@@ -8,6 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
+from stable_baselines3.common.utils import obs_as_tensor
 
 # The key of an observation that has none
 NO_KEY = ""
@@ -37,29 +38,29 @@ class Transitions(NamedTuple):
     mask: th.Tensor | None = None
 
 
-class NextObservations(RolloutBuffer):
+class NextObservationIndex:
     """
-    Makes the samples of a rollout buffer carry the next observation of every step, in the place of the observations: a
-    :class:`Transitions`, which :class:`~sb3_jepa.JepaPolicy` unpacks.
+    Finds what came after each step of a rollout.
 
     The next observation is the next row, except where an episode ends (the true last observation, terminal or
-    truncated) and in the last row. Only these are stored a second time. They are reported by
-    :class:`~sb3_jepa.JepaCallback`; without it these rows are marked as not valid. A pair never crosses the border of
-    an episode.
+    truncated) and in the last row. Only these are stored a second time. A pair never crosses the border of an episode.
+
+    :param n_steps: Steps of the rollout in each environment
+    :param n_envs: Number of parallel environments
     """
 
-    def reset(self) -> None:
-        """Reset the buffer."""
-        super().reset()
+    def __init__(self, n_steps: int, n_envs: int):
+        self.n_steps, self.n_envs = n_steps, n_envs
         self._stored_observations: list[Any] = []
         # Where the next observation of a row is stored; -1: it is not, being the next row
-        self._stored_index = np.full((self.buffer_size, self.n_envs), -1, dtype=np.int64)
+        self._stored_index = np.full((n_steps, n_envs), -1, dtype=np.int64)
         self._last_observations: Any = None
 
-    def record_step(self, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    def record_step(self, row: int, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
-        Note what a step led to. To be called before the step is added, as ``BaseCallback.on_step`` is.
+        Note what a step led to.
 
+        :param row: Number of the step
         :param new_obs: Observations after the step; where an episode ended, the first of the next one
         :param dones: Whether the step ended an episode
         :param infos: With the key ``"terminal_observation"`` where the step ended an episode
@@ -67,19 +68,25 @@ class NextObservations(RolloutBuffer):
         for env_index in np.flatnonzero(dones):
             terminal_observation = infos[env_index].get("terminal_observation")
             if terminal_observation is not None:
-                self._stored_index[self.pos, env_index] = len(self._stored_observations)
+                self._stored_index[row, env_index] = len(self._stored_observations)
                 self._stored_observations.append(terminal_observation)
         self._last_observations = new_obs
         self._last_dones = dones
 
-    def _link_next_observations(self) -> None:
-        """Number every row's next observation as ``get()`` will flatten the rows, and the stored ones after them."""
-        n_rows = self.buffer_size * self.n_envs
+    def link(self, observations: Any, episode_starts: np.ndarray) -> None:
+        """
+        Number every row's next observation as a rollout buffer flattens the rows, and the stored ones after them.
+
+        :param observations: Of the rollout, ``(steps, environments, *observation shape)``
+        :param episode_starts: ``(steps, environments)``
+        :raises ValueError: If a last observation of an episode contains NaN or infinite values
+        """
+        n_rows = self.n_steps * self.n_envs
         # Environment by environment, as swap_and_flatten() does
-        row_index = np.arange(n_rows).reshape(self.n_envs, self.buffer_size).T
+        row_index = np.arange(n_rows).reshape(self.n_envs, self.n_steps).T
         stored_index = self._stored_index
-        is_last_of_episode = np.zeros((self.buffer_size, self.n_envs), dtype=bool)
-        is_last_of_episode[:-1] = self.episode_starts[1:] > 0
+        is_last_of_episode = np.zeros((self.n_steps, self.n_envs), dtype=bool)
+        is_last_of_episode[:-1] = episode_starts[1:] > 0
         is_last_of_episode[-1] = True
         if self._last_observations is not None:
             for env_index in np.flatnonzero(~self._last_dones.astype(bool)):
@@ -89,10 +96,11 @@ class NextObservations(RolloutBuffer):
         is_stored = stored_index >= 0
         is_unknown = is_last_of_episode & ~is_stored
         next_index = np.where(is_stored, n_rows + stored_index, np.where(is_unknown, row_index, row_index + 1))
-        self._next_index = self.swap_and_flatten(next_index).flatten()
-        self._valid = 1.0 - self.swap_and_flatten(is_unknown).flatten().astype(np.float32)
+        self._next_index = RolloutBuffer.swap_and_flatten(next_index).flatten()
+        # 1 where the next observation is known
+        self.valid = 1.0 - RolloutBuffer.swap_and_flatten(is_unknown).flatten().astype(np.float32)
         self._stored_arrays = {}
-        for key, array in by_key(self.observations).items():
+        for key, array in by_key(observations).items():
             rows = [by_key(observation)[key] for observation in self._stored_observations]
             stored = np.array(rows, array.dtype).reshape(-1, *array.shape[2:])
             # The policy sees all the others when it acts, and objects to them there
@@ -102,26 +110,58 @@ class NextObservations(RolloutBuffer):
                 )
             self._stored_arrays[key] = stored
 
+    def take(self, observations: Any, batch_inds: np.ndarray) -> Any:
+        """
+        :param observations: Of the rollout, flattened: ``(steps * environments, *observation shape)``
+        :param batch_inds: Some rows of them
+        :return: The next observations of these rows
+        """
+        next_index = self._next_index[batch_inds]
+        is_stored = next_index >= len(self._next_index)
+        row_index = np.where(is_stored, batch_inds, next_index)
+        stored_index = next_index[is_stored] - len(self._next_index)
+        taken = {}
+        for key, array in by_key(observations).items():
+            taken[key] = array[row_index]
+            taken[key][is_stored] = self._stored_arrays[key][stored_index]
+        return taken.get(NO_KEY, taken)
+
+
+class NextObservations(RolloutBuffer):
+    """
+    Makes the samples of a rollout buffer carry the next observation of every step, in the place of the observations: a
+    :class:`Transitions`, which :class:`~sb3_jepa.JepaPolicy` unpacks.
+
+    The ends of episodes and of the rollout are reported by :class:`~sb3_jepa.JepaCallback`; without it these rows are
+    marked as not valid.
+    """
+
+    def reset(self) -> None:
+        """Reset the buffer."""
+        super().reset()
+        self._next = NextObservationIndex(self.buffer_size, self.n_envs)
+
+    def record_step(self, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """
+        Note what a step led to. To be called before the step is added, as ``BaseCallback.on_step`` is.
+
+        :param new_obs: Observations after the step; where an episode ended, the first of the next one
+        :param dones: Whether the step ended an episode
+        :param infos: With the key ``"terminal_observation"`` where the step ended an episode
+        """
+        self._next.record_step(self.pos, new_obs, dones, infos)
+
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """
         :param batch_size: Number of steps in a batch; ``None`` for all
         :return: Batches whose ``observations`` are :class:`Transitions`
         """
         if not self.generator_ready:
-            self._link_next_observations()
+            self._next.link(self.observations, self.episode_starts)
         yield from super().get(batch_size)
 
     def _get_samples(self, batch_inds: np.ndarray, *args: Any) -> RolloutBufferSamples:  # type: ignore[override]
         samples = super()._get_samples(batch_inds, *args)
-        next_index = self._next_index[batch_inds]
-        is_stored = next_index >= len(self._next_index)
-        row_index = np.where(is_stored, batch_inds, next_index)
-        stored_index = next_index[is_stored] - len(self._next_index)
-        next_observations = {}
-        for key, array in by_key(self.observations).items():
-            rows = array[row_index]
-            rows[is_stored] = self._stored_arrays[key][stored_index]
-            next_observations[key] = self.to_torch(rows, copy=False)
         mask = getattr(samples, "mask", None)
         if mask is not None:
             # Of a recurrent policy. sb3-contrib leaves MultiBinary actions whole numbers, which no distribution takes
@@ -130,8 +170,8 @@ class NextObservations(RolloutBuffer):
         transitions = Transitions(
             samples.observations,
             samples.actions if mask is None else samples.actions[mask],
-            next_observations if isinstance(self.observations, dict) else next_observations[NO_KEY],
-            self.to_torch(self._valid[batch_inds], copy=False),
+            obs_as_tensor(self._next.take(self.observations, batch_inds), self.device),
+            self.to_torch(self._next.valid[batch_inds], copy=False),
             mask,
         )
         return samples._replace(observations=transitions)  # type: ignore[arg-type]

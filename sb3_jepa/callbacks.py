@@ -1,56 +1,133 @@
 """What a JEPA needs from a running training, and what it tells about itself."""
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_jepa.alternating import AlternatingTraining
 from sb3_jepa.buffers import NO_KEY, NextObservations, by_key
 from sb3_jepa.diagnostics import ObjectiveGauge
+from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.policies import JointPolicy
 
 # Below this embedding variance the paper speaks of collapse (JEPA for RL, arXiv 2504.16591)
 COLLAPSED_VARIANCE = 1e-7
 # ... and this fraction of what it was at the start is no accident
 COLLAPSED_FRACTION = 1e-3
+# Off-policy, an update is a single minibatch
+OFF_POLICY_LOG_INTERVAL = 100
 
 
 class JepaCallback(BaseCallback):
     """
-    Accompanies the training of a :class:`~sb3_jepa.JepaPolicy`. The algorithms of ``sb3_jepa`` add one by themselves;
-    one of your own takes its place.
+    Brings a JEPA to the training of any algorithm.
 
-    - Before the first rollout it collects ``standardize_frames`` observations with the untrained policy, from which the
-      input statistics are measured. Nothing is learned from them, but they are time steps like all others: they are
-      counted, and other callbacks see them (and may evaluate or save the untrained policy).
-    - It reports terminal observations to the rollout buffer.
-    - It moves the target encoder's momentum along its schedule.
-    - After each update it logs ``jepa/prediction_loss``, ``jepa/variance_loss``, ``jepa/embedding_variance``,
-      ``jepa/effective_rank`` and ``jepa/momentum``, and warns once if the encoder collapses.
+    A policy that learns jointly, such as :class:`~sb3_jepa.JepaPolicy`, is accompanied: terminal observations are
+    reported to its rollout buffer. The algorithms of ``sb3_jepa`` add a callback by themselves; one of your own takes
+    its place.
 
+    Any other policy is trained in turn: the algorithm learns from a rollout, then the encoders of the policy learn from
+    it, or from the replay buffer, with an optimiser of their own. Pass ``features_extractor_class=JepaExtractor`` to
+    the policy, or take the one that it has. What the encoders learn with is saved in the model's zip, and a model that
+    was loaded goes on with it.
+
+    In both cases:
+
+    - The input statistics of every :class:`~sb3_jepa.JepaExtractor` are measured. On-policy, ``standardize_frames``
+      observations are collected before the first rollout, with the untrained policy. Nothing is learned from them, but
+      they are time steps like all others: they are counted, and other callbacks see them (and may evaluate or save the
+      untrained policy). Off-policy, it is those of the first time steps, so let ``learning_starts`` be as many.
+    - The target encoder's momentum moves along its schedule.
+    - After each update (off-policy, every 100) ``jepa/prediction_loss``, ``jepa/variance_loss``,
+      ``jepa/embedding_variance``, ``jepa/effective_rank`` and ``jepa/momentum`` are logged, and a warning tells once if
+      the encoder collapses.
+
+    :param objective_class: What the encoders learn. This and all that follows is for a policy that does not learn
+        jointly; one that does has it in its ``policy_kwargs``.
+    :param objective_kwargs: Keyword arguments to pass to the objective
+    :param encoders: Names of the networks whose encoders learn, such as ``["critic"]``; all by default
+    :param n_updates: Updates of the encoders after each rollout. By default, on-policy as many as one pass over the
+        rollout takes, and off-policy (where a rollout is ``train_freq`` long) one.
+    :param batch_size: Size of a minibatch; by default that of the algorithm
+    :param learning_rate: Learning rate of the encoders' optimiser, it can be a function of the current progress
+        remaining (from 1 to 0)
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
-    :raises ValueError: When the training starts, if the model has no ``JepaPolicy``
+    :raises ValueError: If an argument is out of range; when the training starts, if the model has no encoder that
+        learns, or was trained with another objective, or if arguments are given that its policy has of its own
     """
 
-    model: OnPolicyAlgorithm
-
-    def __init__(self, verbose: int = 0):
+    def __init__(
+        self,
+        objective_class: type[NextLatentPrediction] = NextLatentPrediction,
+        objective_kwargs: dict[str, Any] | None = None,
+        encoders: list[str] | None = None,
+        n_updates: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | Schedule = 3e-4,
+        verbose: int = 0,
+    ):
         super().__init__(verbose)
+        for name, number in dict(n_updates=n_updates, batch_size=batch_size).items():
+            if number is not None and number <= 0:
+                raise ValueError(f"`{name}` must be positive, got {number}")
+        self._alternating_kwargs = dict(
+            objective_class=objective_class,
+            objective_kwargs=objective_kwargs or {},
+            encoders=encoders,
+            n_updates=n_updates,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+        )
+        self._is_for_alternating = dict(
+            objective_kwargs=objective_kwargs, encoders=encoders, n_updates=n_updates, batch_size=batch_size
+        )
+        self._alternating: AlternatingTraining | None = None
         self._measuring = False
         self._stopped = False
 
     @property
-    def policy(self) -> JointPolicy:
+    def policy(self) -> Any:
         """The policy that is trained."""
-        return self.model.policy  # type: ignore[return-value]
+        return self.model.policy
+
+    @property
+    def objectives(self) -> dict[str, NextLatentPrediction]:
+        """What the encoders learn, by the names of their networks."""
+        if self._alternating is None:
+            return dict(self.policy.objectives)
+        return {name: learner.objective for name, learner in self._alternating.learners.items()}
+
+    @property
+    def gauges(self) -> dict[str, ObjectiveGauge]:
+        """What is logged, by the names of the networks."""
+        if self._alternating is None:
+            return dict(self.policy.gauges)
+        return {name: learner.gauge for name, learner in self._alternating.learners.items()}
+
+    @property
+    def _standardizing(self) -> Any:
+        return self._alternating or self.policy
 
     def _on_training_start(self) -> None:
-        if not isinstance(self.model.policy, JointPolicy):
-            raise ValueError(f"JepaCallback needs a model with a JepaPolicy, got {type(self.model.policy).__name__}")
         self._stopped = False
+        self._alternating = None
+        if isinstance(self.policy, JointPolicy):
+            given = [name for name, value in self._is_for_alternating.items() if value is not None]
+            if given:
+                raise ValueError(
+                    f"A {type(self.policy).__name__} is trained with what its `policy_kwargs` say, and not with "
+                    f"JepaCallback's {', '.join(f'`{name}`' for name in given)}"
+                )
+        else:
+            self._alternating = AlternatingTraining(self.model, **self._alternating_kwargs)  # type: ignore[arg-type]
         self._reset_gauges()
-        n_steps, n_missing = self._n_remaining_steps, self.policy.n_inputs_to_measure
+        self._unmeasured: list[dict[str, np.ndarray]] = []
+        n_steps, n_missing = self._n_remaining_steps, self._standardizing.n_inputs_to_measure
         if n_missing >= n_steps:
             warnings.warn(
                 f"The {n_missing} observations that the input statistics still lack use up the {n_steps} time steps of "
@@ -64,43 +141,70 @@ class JepaCallback(BaseCallback):
     def _n_remaining_steps(self) -> int:
         return self.model._total_timesteps - self.model.num_timesteps
 
+    @property
+    def _progress_remaining(self) -> float:
+        # Not the model's own: at the start of a second learn() that is still the first one's
+        return max(0.0, self._n_remaining_steps / self.model._total_timesteps)
+
     def _on_rollout_start(self) -> None:
         if self._measuring:
             return
+        if self._alternating is not None:
+            self._alternating.train(self._progress_remaining)
         self._log_update()
-        # Not the model's own progress: at the start of a second learn() that is still the first one's
-        progress_remaining = max(0.0, self._n_remaining_steps / self.model._total_timesteps)
-        for objective in self.policy.objectives.values():
-            objective.update_momentum(progress_remaining)
-        self._measure_inputs()
+        if self._alternating is None:
+            for objective in self.objectives.values():
+                objective.update_momentum(self._progress_remaining)
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self._measure_inputs(self.model)
 
     def _on_step(self) -> bool:
-        buffer = self.locals["rollout_buffer"]
+        buffer = self.locals.get("rollout_buffer")
         if isinstance(buffer, NextObservations):
             buffer.record_step(self.locals["new_obs"], self.locals["dones"], self.locals["infos"])
+        if self._alternating is not None:
+            self._alternating.source.on_step(self.locals)
+            if buffer is None and self._alternating.n_inputs_to_measure > 0:
+                # A copy of the dictionary, in which a replay buffer changes shapes
+                self._unmeasured.append(dict(by_key(self.locals["new_obs"])))
         return not self._stopped
 
+    def _on_rollout_end(self) -> None:
+        if self._alternating is None or self._measuring:
+            return
+        self._alternating.source.on_rollout_end()
+        # Off-policy: before the algorithm learns for the first time
+        if self._unmeasured and self._alternating.source.is_ready:
+            keys = self._unmeasured[0].keys()
+            self._measure({key: np.concatenate([seen[key] for seen in self._unmeasured]) for key in keys})
+            self._unmeasured = []
+
     def _on_training_end(self) -> None:
-        self._log_update()
+        if self._alternating is not None:
+            self._alternating.train(self._progress_remaining)
+        self._log_update(is_last=True)
         # The last update's scalars would otherwise wait for a rollout that never comes
         if self.locals["log_interval"] is not None:
             # As Stable-Baselines3 does, so that a row of a table says when it was
             self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
             self.logger.dump(step=self.num_timesteps)
 
-    def _measure_inputs(self) -> None:
+    def _measure(self, observations: Mapping[str, np.ndarray]) -> None:
+        self._standardizing.measure_inputs(observations.get(NO_KEY, observations))
+
+    def _measure_inputs(self, model: OnPolicyAlgorithm) -> None:
         """
         Collect observations without learning from them. They go through ``collect_rollouts``, so that time steps,
         episode statistics and the other callbacks take part as ever.
         """
-        buffer = self.model.rollout_buffer
-        while (n_missing := self.policy.n_inputs_to_measure) > 0:
+        buffer = model.rollout_buffer
+        while (n_missing := self._standardizing.n_inputs_to_measure) > 0:
             n_steps = min(buffer.buffer_size, -(-n_missing // buffer.n_envs))
             self._measuring = True
             try:
                 # Of MaskablePPO
                 masking = {key: self.locals[key] for key in ("use_masking",) if key in self.locals}
-                completed = self.model.collect_rollouts(
+                completed = model.collect_rollouts(
                     self.training_env, self.locals["callback"], buffer, n_steps, **masking
                 )
             finally:
@@ -110,27 +214,27 @@ class JepaCallback(BaseCallback):
                 self._stopped = True
                 buffer.reset()
                 return
-            seen = {key: np.concatenate(array[:n_steps]) for key, array in by_key(buffer.observations).items()}
-            self.policy.measure_inputs(seen.get(NO_KEY, seen))
+            self._measure({key: np.concatenate(array[:n_steps]) for key, array in by_key(buffer.observations).items()})
             buffer.reset()
 
     def _reset_gauges(self) -> None:
-        for gauge in self.policy.gauges.values():
+        for gauge in self.gauges.values():
             gauge.reset()
 
-    def _log_update(self) -> None:
-        """Record the scalars of the update that has just ended, if there was one."""
-        for name, gauge in self.policy.gauges.items():
-            terms = gauge.means()
-            if not terms:
+    def _log_update(self, is_last: bool = False) -> None:
+        """Record the scalars of the updates that have just ended, if there were enough."""
+        n_enough = 1 if is_last or isinstance(self.model, OnPolicyAlgorithm) else OFF_POLICY_LOG_INTERVAL
+        for name, gauge in self.gauges.items():
+            if gauge.n_minibatches < n_enough:
                 continue
-            prefix = "jepa" if name == "shared" else f"jepa/{name}"
+            terms = gauge.means()
+            prefix = "jepa" if len(self.gauges) == 1 else f"jepa/{name}"
             for term, value in terms.items():
                 self.logger.record(f"{prefix}/{term}", value)
             self.logger.record(f"{prefix}/effective_rank", gauge.effective_rank())
-            self.logger.record("jepa/momentum", self.policy.objective.momentum)
+            self.logger.record("jepa/momentum", self.objectives[name].momentum)
             self._warn_if_collapsed(gauge, terms["embedding_variance"])
-        self._reset_gauges()
+            gauge.reset()
 
     def _warn_if_collapsed(self, gauge: ObjectiveGauge, variance: float) -> None:
         first_variance = float(gauge.first_embedding_variance)

@@ -49,7 +49,7 @@ class ObjectiveGauge(nn.Module):
         self._recent_embeddings: deque[th.Tensor] = deque(maxlen=N_RECENT_EMBEDDINGS)
         self._is_untrained = float(self.first_embedding_variance) == 0.0
         self._term_sums: dict[str, th.Tensor] = {}
-        self._n_minibatches = 0
+        self.n_minibatches = 0
 
     def add(self, embedding: th.Tensor, terms: Mapping[str, th.Tensor]) -> None:
         """
@@ -62,11 +62,11 @@ class ObjectiveGauge(nn.Module):
         self._recent_embeddings.append(embedding)
         for name, term in terms.items():
             self._term_sums[name] = self._term_sums[name] + term if name in self._term_sums else term
-        self._n_minibatches += 1
+        self.n_minibatches += 1
 
     def means(self) -> dict[str, float]:
         """The terms, averaged over the minibatches since :meth:`reset`; empty if there was none."""
-        return {name: float(term_sum) / self._n_minibatches for name, term_sum in self._term_sums.items()}
+        return {name: float(term_sum) / self.n_minibatches for name, term_sum in self._term_sums.items()}
 
     def effective_rank(self) -> float:
         """Of the latest embeddings, see :func:`effective_rank`."""

@@ -63,9 +63,9 @@ def test_the_users_own_takes_its_place(pixel_cartpole, nest):
     class Mine(JepaCallback):
         n_logged = 0
 
-        def _log_update(self) -> None:
+        def _log_update(self, **kwargs) -> None:
             self.n_logged += bool(self.policy.gauges["shared"].means())
-            super()._log_update()
+            super()._log_update(**kwargs)
 
     mine = Mine()
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
@@ -254,9 +254,9 @@ def test_thresholds_of_collapse(pixel_cartpole, first, later, warns, recwarn):
     assert any("collapsed" in str(warning.message) for warning in recwarn) == warns
 
 
-def test_needs_a_jepa_policy(pixel_cartpole):
+def test_needs_an_encoder(pixel_cartpole):
     model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16)
-    with pytest.raises(ValueError, match="JepaPolicy, got ActorCriticPolicy"):
+    with pytest.raises(ValueError, match=r"ActorCriticPolicy has none that learns.*JepaExtractor"):
         model.learn(16, callback=JepaCallback())
     assert model.num_timesteps == 0
 

@@ -16,6 +16,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
+        # The fast kernel has no second derivative, which TRPO needs
+        self.is_differentiable_twice = False
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -37,7 +39,11 @@ class Attention(nn.Module):
         else:
             query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         query, key, value = map(self._split_heads, (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value)
+        if self.is_differentiable_twice:
+            weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+            attended = weights.softmax(dim=-1) @ value
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value)
         return self.proj(attended.transpose(1, 2).flatten(-2))
 
 

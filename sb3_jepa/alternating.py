@@ -1,0 +1,330 @@
+"""Training of encoders between the rollouts of an algorithm that is not touched."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_learning_rate
+
+from sb3_jepa.actions import encode_actions
+from sb3_jepa.buffers import NO_KEY, NextObservationIndex, Transitions, by_key
+from sb3_jepa.diagnostics import ObjectiveGauge
+from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.parts.transformer import Attention
+
+# The model's attribute that holds the learners, for the model's zip to hold them too
+ATTRIBUTE = "jepa_learners"
+
+
+def find_encoders(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
+    """
+    The features extractors of a policy that learn: not those of target networks, and each once.
+
+    :param policy: Of any algorithm
+    :return: By the network that they belong to, such as ``"actor"``, ``"critic"`` or ``"q_net"``; ``"shared"`` for the
+        one of an actor-critic policy
+    """
+    encoders = {}
+    for path, module in policy.named_modules():
+        network = path.split(".")[0]
+        learns = next(module.parameters(), None) is not None
+        if isinstance(module, BaseFeaturesExtractor) and learns and "target" not in network:
+            if network.endswith("features_extractor"):
+                is_shared = getattr(policy, "share_features_extractor", True)
+                network = "shared" if is_shared else "critic" if network.startswith("vf") else "actor"
+            encoders[network] = module
+    return encoders
+
+
+class EncoderLearner:
+    """
+    An encoder, its objective, and the optimiser that trains both.
+
+    :param encoder: The context encoder
+    :param objective: What it learns
+    :param learning_rate: Of the optimiser (Adam)
+    """
+
+    def __init__(self, encoder: BaseFeaturesExtractor, objective: NextLatentPrediction, learning_rate: float):
+        self.encoder, self.objective, self.gauge = encoder, objective, ObjectiveGauge()
+        self.gauge.to(next(encoder.parameters()).device)
+        trained = [*encoder.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
+        self.optimizer = th.optim.Adam(trained, lr=learning_rate, fused=True)
+
+    def learn(self, observations: Any, actions: th.Tensor, next_observations: Any, valid: th.Tensor) -> None:
+        """
+        One step of the optimiser.
+
+        :param observations: Preprocessed observations, ``(batch, ...)``
+        :param actions: Encoded actions ``(batch, action dim)``
+        :param next_observations: Preprocessed next observations
+        :param valid: ``(batch,)``, 1 where the next observation is known
+        """
+        embedding = self.encoder(observations)
+        loss, terms = self.objective(embedding, actions, next_observations, valid)
+        self.optimizer.zero_grad()
+        if loss.requires_grad:
+            loss.backward()
+            self.optimizer.step()
+            self.objective.update_target(self.encoder)
+        # The algorithm's optimiser has the encoder too
+        self.optimizer.zero_grad()
+        self.gauge.add(embedding.detach(), terms)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All but the encoder, which is the model's."""
+        # Tensors of another device may not be readable where the model is loaded
+        return dict(
+            objective=_to_cpu(self.objective.state_dict()),
+            gauge=_to_cpu(self.gauge.state_dict()),
+            optimizer=_to_cpu(self.optimizer.state_dict()),
+        )
+
+    def __reduce__(self) -> tuple[type[dict], tuple[dict[str, Any]]]:
+        # In a model's zip: where it is loaded, there is no encoder yet
+        return dict, (self.state,)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        Go on where another learner was.
+
+        :param state: Of that one
+        :raises ValueError: If it had another objective
+        """
+        try:
+            self.objective.load_state_dict(state["objective"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"The model was trained with another objective than {type(self.objective).__name__} with these "
+                f"`objective_kwargs`. Pass those that it had, or `del model.{ATTRIBUTE}` to begin anew. {error}"
+            ) from error
+        self.gauge.load_state_dict(state["gauge"])
+        self.gauge.reset()
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _to_cpu(state: Any) -> Any:
+    if isinstance(state, th.Tensor):
+        # A copy, for what was saved must not change with the training
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {key: _to_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_to_cpu(value) for value in state]
+    return state
+
+
+class RolloutSource:
+    """Minibatches of the latest rollout of an on-policy algorithm."""
+
+    def __init__(self, model: OnPolicyAlgorithm):
+        self.model = model
+        self._next: NextObservationIndex | None = None
+        self.is_ready = False
+
+    def on_step(self, row_locals: dict[str, Any]) -> None:
+        """Note what a step led to, before it is added to the buffer."""
+        buffer = self.model.rollout_buffer
+        if self._next is None or buffer.pos == 0:
+            self._next = NextObservationIndex(buffer.buffer_size, buffer.n_envs)
+        self._next.record_step(buffer.pos, row_locals["new_obs"], row_locals["dones"], row_locals["infos"])
+
+    def on_rollout_end(self) -> None:
+        """Keep the rollout: the algorithm is about to learn from it, and to forget it then."""
+        buffer = self.model.rollout_buffer
+        assert self._next is not None
+        self._next.link(buffer.observations, buffer.episode_starts)
+        # No copies of the arrays: the buffer's next reset makes new ones
+        self._observations = dict(by_key(buffer.observations))
+        self._actions = buffer.actions
+        self.is_ready = True
+
+    def minibatches(self, n_updates: int | None, batch_size: int) -> Iterator[Transitions]:
+        """
+        :param n_updates: Number of minibatches; by default one pass over the rollout
+        :param batch_size: Size of a minibatch
+        :return: Every row once before any of them twice
+        """
+        assert self._next is not None
+        flatten = RolloutBuffer.swap_and_flatten
+        observations = {key: flatten(array) for key, array in self._observations.items()}
+        actions, device = flatten(self._actions), self.model.device
+        n_rows = len(actions)
+        batch_size = min(batch_size, n_rows)
+        order = np.zeros(0, dtype=np.int64)
+        for _ in range(-(-n_rows // batch_size) if n_updates is None else n_updates):
+            if len(order) < batch_size:
+                # The generator that Stable-Baselines3 seeds
+                order = np.concatenate((order, np.random.permutation(n_rows)))  # noqa: NPY002
+            rows, order = order[:batch_size], order[batch_size:]
+            taken = {key: array[rows] for key, array in observations.items()}
+            yield Transitions(
+                obs_as_tensor(taken.get(NO_KEY, taken), device),
+                th.as_tensor(actions[rows], dtype=th.float32, device=device),
+                obs_as_tensor(self._next.take(observations, rows), device),
+                th.as_tensor(self._next.valid[rows], device=device),
+            )
+        self.is_ready = False
+
+
+class ReplaySource:
+    """Minibatches of the replay buffer of an off-policy algorithm."""
+
+    def __init__(self, model: OffPolicyAlgorithm):
+        self.model = model
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the algorithm itself learns already."""
+        buffer = self.model.replay_buffer
+        # That of a model that was loaded is empty
+        return buffer is not None and buffer.size() > 0 and self.model.num_timesteps > self.model.learning_starts
+
+    def on_step(self, row_locals: dict[str, Any]) -> None:
+        """The replay buffer knows next observations."""
+
+    def on_rollout_end(self) -> None:
+        """The replay buffer forgets nothing."""
+
+    def minibatches(self, n_updates: int | None, batch_size: int) -> Iterator[Transitions]:
+        """
+        :param n_updates: Number of minibatches, by default one
+        :param batch_size: Size of a minibatch
+        :return: Minibatches, each drawn with replacement
+        """
+        buffer = self.model.replay_buffer
+        assert isinstance(buffer, ReplayBuffer)
+        for _ in range(1 if n_updates is None else n_updates):
+            env = self.model._vec_normalize_env
+            if isinstance(buffer, NStepReplayBuffer):
+                # What comes next is a step away, whatever the algorithm bootstraps from
+                rows = np.random.randint(buffer.size(), size=batch_size)  # noqa: NPY002
+                samples = ReplayBuffer._get_samples(buffer, rows, env)
+            else:
+                samples = buffer.sample(batch_size, env=env)
+            # To save memory the buffer forgets the last observation of an episode, and gives the next one's first
+            ends = samples.dones.flatten() if buffer.optimize_memory_usage else th.zeros_like(samples.dones).flatten()
+            yield Transitions(samples.observations, samples.actions, samples.next_observations, 1.0 - ends)
+
+
+class AlternatingTraining:
+    """
+    Trains the encoders of a model between its rollouts, after the algorithm has learned from the one before. What it
+    learns with is kept in an attribute of the model, and with that in its zip.
+
+    :param model: Of any algorithm
+    :param objective_class: What the encoders learn
+    :param objective_kwargs: Keyword arguments to pass to the objective
+    :param encoders: Names of the networks whose encoders learn; all by default
+    :param n_updates: Updates after each rollout. By default, on-policy as many as one pass over the rollout takes, and
+        off-policy one.
+    :param batch_size: Size of a minibatch; by default that of the algorithm
+    :param learning_rate: Learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :raises ValueError: If there is no such encoder, or if the model was trained with another objective
+    """
+
+    def __init__(
+        self,
+        model: BaseAlgorithm,
+        objective_class: type[NextLatentPrediction],
+        objective_kwargs: dict[str, Any],
+        encoders: list[str] | None,
+        n_updates: int | None,
+        batch_size: int | None,
+        learning_rate: float | Schedule,
+    ):
+        self.model = model
+        self.n_updates = n_updates
+        self.batch_size = batch_size or int(getattr(model, "batch_size", 128))
+        self.learning_rate = FloatSchedule(learning_rate)
+        found = find_encoders(model.policy)
+        names = list(found) if encoders is None else encoders
+        if not found or set(names) - set(found):
+            raise ValueError(
+                f"`encoders` must be among those of the model, got {names}; {type(model).__name__} with a "
+                f"{type(model.policy).__name__} has {list(found) or 'none that learns'}. "
+                "Pass `features_extractor_class=sb3_jepa.JepaExtractor` in `policy_kwargs`"
+            )
+        saved = getattr(model, ATTRIBUTE, {})
+        self.learners = {name: self._make_learner(found[name], objective_class, objective_kwargs) for name in names}
+        for name, learner in self.learners.items():
+            if name in saved:
+                state = saved[name]
+                learner.load_state(state.state if isinstance(state, EncoderLearner) else state)
+        setattr(model, ATTRIBUTE, self.learners)
+        # TRPO's conjugate gradients
+        if hasattr(model, "cg_max_steps"):
+            for module in model.policy.modules():
+                if isinstance(module, Attention):
+                    module.is_differentiable_twice = True
+        if isinstance(model, OnPolicyAlgorithm):
+            self.source: RolloutSource | ReplaySource = RolloutSource(model)
+        elif isinstance(model, OffPolicyAlgorithm):
+            self.source = ReplaySource(model)
+        else:
+            raise ValueError(f"JepaCallback needs an on-policy or an off-policy algorithm, got {type(model).__name__}")
+
+    def _make_learner(
+        self, encoder: BaseFeaturesExtractor, objective_class: type[NextLatentPrediction], kwargs: dict[str, Any]
+    ) -> EncoderLearner:
+        objective = objective_class(
+            encoder, embed_dim=encoder.features_dim, action_dim=get_flattened_obs_dim(self.model.action_space), **kwargs
+        )
+        return EncoderLearner(encoder, objective.to(self.model.device), self.learning_rate(1.0))
+
+    @property
+    def _extractors(self) -> list[JepaExtractor]:
+        # Those of target networks too: they must see what the others see
+        return [module for module in self.model.policy.modules() if isinstance(module, JepaExtractor)]
+
+    @property
+    def n_inputs_to_measure(self) -> int:
+        """Number of observations that the input statistics still lack."""
+        return max((extractor.n_inputs_to_measure for extractor in self._extractors), default=0)
+
+    def measure_inputs(self, observations: Any) -> None:
+        """
+        Merge observations into the statistics that standardise the input.
+
+        :param observations: ``(samples, *observation shape)``
+        """
+        inputs = self._preprocess(obs_as_tensor(observations, self.model.device))
+        for extractor in self._extractors:
+            extractor.measure_inputs(inputs)
+        for learner in self.learners.values():
+            learner.objective.target_encoder.copy_buffers(learner.encoder)
+
+    def _preprocess(self, observations: Any) -> Any:
+        policy = self.model.policy
+        return preprocess_obs(observations, policy.observation_space, normalize_images=policy.normalize_images)
+
+    def train(self, progress_remaining: float) -> None:
+        """
+        Let the encoders learn, if there is something to learn from.
+
+        :param progress_remaining: Of the model's training, from 1 to 0
+        """
+        if not self.source.is_ready:
+            return
+        for learner in self.learners.values():
+            update_learning_rate(learner.optimizer, self.learning_rate(progress_remaining))
+            learner.objective.update_momentum(progress_remaining)
+        # A replay buffer holds continuous actions as they are scaled
+        is_scaled = isinstance(self.source, ReplaySource) or self.model.policy.squash_output
+        for transitions in self.source.minibatches(self.n_updates, self.batch_size):
+            observations = self._preprocess(transitions.observations)
+            next_observations = self._preprocess(transitions.next_observations)
+            actions = encode_actions(transitions.actions, self.model.action_space, is_scaled)
+            for learner in self.learners.values():
+                learner.learn(observations, actions, next_observations, transitions.valid)
