@@ -42,7 +42,7 @@ def test_policy_by_name_and_other_policies():
     model = PPO("JepaPolicy", make_env(), 1e-3, 16, 32, 3, 0.9, 0.8, 0.1, policy_kwargs=SMALL_POLICY)
     assert (model.learning_rate, model.n_steps, model.batch_size, model.n_epochs) == (1e-3, 16, 32, 3)
     assert (model.gamma, model.gae_lambda, model.clip_range(1.0)) == (0.9, 0.8, 0.1)
-    assert model.target_kl == 0.02
+    assert model.target_kl == 0.05
     order = (1e-3, 16, 32, 3, 0.9, 0.8, 0.1, None, True, 0.0, 0.5, 0.5, False, -1, None, None, 0.07)
     assert PPO("JepaPolicy", make_env(), *order, policy_kwargs=SMALL_POLICY).target_kl == 0.07
     assert PPO("JepaPolicy", make_env(), target_kl=None, policy_kwargs=SMALL_POLICY, **SMALL_PPO).target_kl is None

@@ -14,7 +14,7 @@ TASKS: dict[str, dict[str, Any]] = {
 SB3_PPO: dict[str, Any] = dict(
     n_steps=128, batch_size=128, n_epochs=10, gae_lambda=0.95, learning_rate=3e-4, target_kl=None
 )
-# How small a collapsed embedding gets is decided by the size of the optimiser's last steps
+# For what has collapsed: steps of constant size would keep it in motion
 SB3_PPO_TO_0 = {**SB3_PPO, "learning_rate": None, "learning_rate_falls": [3e-4, 0.0]}
 
 
@@ -52,7 +52,7 @@ def cnn(normalize_reward: bool = True, **ppo: Any) -> dict[str, Any]:
 
 # What sb3_jepa.PPO gives to a JepaPolicy
 OUR_PPO: dict[str, Any] = dict(
-    n_steps=128, batch_size=128, n_epochs=5, gae_lambda=0.9, learning_rate_falls=[1e-3, 1e-4], target_kl=0.02
+    n_steps=128, batch_size=128, n_epochs=5, gae_lambda=0.95, learning_rate_falls=[1e-3, 1e-4], target_kl=0.05
 )
 
 ARMS: dict[str, dict[str, Any]] = {
