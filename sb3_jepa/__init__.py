@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sb3_jepa.algorithms import A2C, PPO
 from sb3_jepa.buffers import JepaDictRolloutBuffer, JepaRolloutBuffer, Transitions
 from sb3_jepa.callbacks import JepaCallback
+from sb3_jepa.encoders import load_encoder, save_encoder
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.policies import JepaPolicy
@@ -22,6 +23,8 @@ __all__ = [
     "JepaRolloutBuffer",
     "NextLatentPrediction",
     "Transitions",
+    "load_encoder",
+    "save_encoder",
 ]
 
 if TYPE_CHECKING:

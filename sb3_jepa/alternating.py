@@ -9,7 +9,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
@@ -18,32 +17,10 @@ from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NO_KEY, NextObservationIndex, Transitions, by_key
 from sb3_jepa.diagnostics import ObjectiveGauge
+from sb3_jepa.encoders import LEARNERS, pick_encoders
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts.transformer import Attention
-
-# The model's attribute that holds the learners, for the model's zip to hold them too
-ATTRIBUTE = "jepa_learners"
-
-
-def find_encoders(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
-    """
-    The features extractors of a policy that learn: not those of target networks, and each once.
-
-    :param policy: Of any algorithm
-    :return: By the network that they belong to, such as ``"actor"``, ``"critic"`` or ``"q_net"``; ``"shared"`` for the
-        one of an actor-critic policy
-    """
-    encoders = {}
-    for path, module in policy.named_modules():
-        network = path.split(".")[0]
-        learns = next(module.parameters(), None) is not None
-        if isinstance(module, BaseFeaturesExtractor) and learns and "target" not in network:
-            if network.endswith("features_extractor"):
-                is_shared = getattr(policy, "share_features_extractor", True)
-                network = "shared" if is_shared else "critic" if network.startswith("vf") else "actor"
-            encoders[network] = module
-    return encoders
 
 
 class EncoderLearner:
@@ -107,7 +84,7 @@ class EncoderLearner:
         except RuntimeError as error:
             raise ValueError(
                 f"The model was trained with another objective than {type(self.objective).__name__} with these "
-                f"`objective_kwargs`. Pass those that it had, or `del model.{ATTRIBUTE}` to begin anew. {error}"
+                f"`objective_kwargs`. Pass those that it had, or `del model.{LEARNERS}` to begin anew. {error}"
             ) from error
         self.gauge.load_state_dict(state["gauge"])
         self.gauge.reset()
@@ -248,21 +225,16 @@ class AlternatingTraining:
         self.n_updates = n_updates
         self.batch_size = batch_size or int(getattr(model, "batch_size", 128))
         self.learning_rate = FloatSchedule(learning_rate)
-        found = find_encoders(model.policy)
-        names = list(found) if encoders is None else encoders
-        if not found or set(names) - set(found):
-            raise ValueError(
-                f"`encoders` must be among those of the model, got {names}; {type(model).__name__} with a "
-                f"{type(model.policy).__name__} has {list(found) or 'none that learns'}. "
-                "Pass `features_extractor_class=sb3_jepa.JepaExtractor` in `policy_kwargs`"
-            )
-        saved = getattr(model, ATTRIBUTE, {})
-        self.learners = {name: self._make_learner(found[name], objective_class, objective_kwargs) for name in names}
+        picked = pick_encoders(model, encoders)
+        saved = getattr(model, LEARNERS, {})
+        self.learners = {
+            name: self._make_learner(encoder, objective_class, objective_kwargs) for name, encoder in picked.items()
+        }
         for name, learner in self.learners.items():
             if name in saved:
                 state = saved[name]
                 learner.load_state(state.state if isinstance(state, EncoderLearner) else state)
-        setattr(model, ATTRIBUTE, self.learners)
+        setattr(model, LEARNERS, self.learners)
         # TRPO's conjugate gradients
         if hasattr(model, "cg_max_steps"):
             for module in model.policy.modules():

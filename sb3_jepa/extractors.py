@@ -59,6 +59,7 @@ class JepaExtractor(BaseFeaturesExtractor):
         anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` collects them for a
         ``JepaPolicy``; in any other policy, give them to :meth:`measure_inputs` yourself. Images are standardised by
         one deviation, and vectors by one for each number; what is categorical is not.
+    :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`
     :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
         checks), as in Stable-Baselines3's ``NatureCNN``
     :raises ValueError: If the observations are none of these, do not fit ``patch_size`` or ``frames``, or if an
@@ -77,6 +78,7 @@ class JepaExtractor(BaseFeaturesExtractor):
         frames_as: str = "changes",
         final_norm: bool = True,
         standardize_frames: int = 1024,
+        frozen: bool = False,
         normalized_image: bool = False,
     ):
         if frames_as not in ("changes", "channels", "tokens"):
@@ -100,6 +102,8 @@ class JepaExtractor(BaseFeaturesExtractor):
             else make(observation_space)
         )
         self.encoder = TransformerEncoder(tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm)
+        if frozen:
+            self.requires_grad_(False)
 
     @property
     def standardizations(self) -> list[InputStandardization]:
@@ -188,6 +192,7 @@ def make_tokenizer(
     :param patch_size: Side of a square patch in pixels
     :param frames: Number of stacked frames, or None to guess
     :param frames_as: ``"changes"``, ``"channels"`` or ``"tokens"``
+    :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`
     :param normalized_image: Whether to assume that images are already normalized
     :return: Module that returns ``(batch, tokens, embed_dim)``
     :raises ValueError: If there is none for this space

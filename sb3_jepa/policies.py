@@ -159,12 +159,10 @@ class JointPolicy(_Base):
         return next(iter(self.objectives.values()))
 
     def _make_optimizer(self, lr_schedule: Schedule) -> None:
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        of_encoders = {parameter for encoder in self.encoders.values() for parameter in encoder.parameters()}
-        groups: list[dict[str, Any]] = [
-            dict(params=[parameter for parameter in trained if parameter not in of_encoders]),
-            dict(params=[parameter for parameter in trained if parameter in of_encoders], name="encoder"),
-        ]
+        # In order and each once; frozen ones too, for a saved optimiser must fit whether they are or not
+        of_encoders = dict.fromkeys(p for encoder in self.encoders.values() for p in encoder.parameters())
+        others = [p for p in self.parameters() if p.requires_grad and p not in of_encoders]
+        groups: list[dict[str, Any]] = [dict(params=others), dict(params=list(of_encoders), name="encoder")]
         self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
         self._register_optimizer_hooks()
 

@@ -13,7 +13,8 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import JepaCallback, JepaExtractor
-from sb3_jepa.alternating import ATTRIBUTE, ReplaySource, find_encoders
+from sb3_jepa.alternating import ReplaySource
+from sb3_jepa.encoders import LEARNERS, find_encoders
 from tests.conftest import EPISODE_LENGTHS, CountingImageEnv, FakeEnv, make_counting_env
 from tests.test_buffers import ONE_STEP, is_end, origin
 from tests.test_matrix import ACTIONS, EXTRACTOR, OBSERVATIONS, distance, parameters
@@ -203,7 +204,7 @@ def test_which_encoders_learn(encoders):
     callback = JepaCallback(encoders=encoders)
     model.learn(60, callback=callback)
     assert list(callback.objectives) == encoders
-    assert list(getattr(model, ATTRIBUTE)) == encoders
+    assert list(getattr(model, LEARNERS)) == encoders
 
 
 def test_any_features_extractor_can_be_the_context_encoder():
@@ -265,5 +266,5 @@ def test_another_objective_than_the_model_was_trained_with_is_refused(tmp_path):
     loaded = type(model).load(tmp_path / "model", env=model.get_env())
     with pytest.raises(ValueError, match=r"(?s)another objective.*hidden"):
         loaded.learn(60, callback=JepaCallback(objective_kwargs=dict(hidden_dim=8)))
-    delattr(loaded, ATTRIBUTE)
+    delattr(loaded, LEARNERS)
     loaded.learn(60, callback=JepaCallback(objective_kwargs=dict(hidden_dim=8)))

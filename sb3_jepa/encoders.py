@@ -1,0 +1,162 @@
+"""The encoders of a policy: found, saved, and loaded into another one."""
+
+import pathlib
+from importlib.util import find_spec
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+from sb3_jepa.saving import replace_when_complete
+
+SAFETENSORS = ".safetensors"
+# The model's attribute that holds what JepaCallback trains its encoders with, for the model's zip to hold it too
+LEARNERS = "jepa_learners"
+
+
+def find_encoders(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
+    """
+    The features extractors of a policy that learn: not those of target networks, and each once.
+
+    :param policy: Of any algorithm
+    :return: By the network that they belong to, such as ``"actor"``, ``"critic"`` or ``"q_net"``; ``"shared"`` for the
+        one of an actor-critic policy
+    """
+    encoders = {}
+    for path, module in policy.named_modules():
+        network = path.split(".")[0]
+        has_parameters = next(module.parameters(), None) is not None
+        if isinstance(module, BaseFeaturesExtractor) and has_parameters and not _is_target(path):
+            if network.endswith("features_extractor"):
+                is_shared = getattr(policy, "share_features_extractor", True)
+                network = "shared" if is_shared else "critic" if network.startswith("vf") else "actor"
+            encoders[network] = module
+    return encoders
+
+
+def _is_target(path: str) -> bool:
+    # Target networks of Stable-Baselines3 (q_net_target, critic_target), and target encoders of an objective
+    return "target" in path.split(".")[0] or path.startswith("objectives.")
+
+
+def pick_encoders(model: BaseAlgorithm, names: list[str] | None) -> dict[str, BaseFeaturesExtractor]:
+    """
+    Encoders of a model.
+
+    :param model: Of any algorithm
+    :param names: Of the networks that they belong to; all by default
+    :return: As :func:`find_encoders`
+    :raises ValueError: If there is none of such a name
+    """
+    found = find_encoders(model.policy)
+    names = list(found) if names is None else names
+    if not names or set(names) - set(found):
+        raise ValueError(
+            f"`encoders` must be among those of the model, got {names}; {type(model).__name__} with a "
+            f"{type(model.policy).__name__} has {list(found) or 'none that learns'}. "
+            "Pass `features_extractor_class=sb3_jepa.JepaExtractor` in `policy_kwargs`"
+        )
+    return {name: found[name] for name in names}
+
+
+def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | None = None) -> pathlib.Path:
+    """
+    Save an encoder alone, with the statistics that standardise its input. If that fails, an older file stays as it was.
+
+    :param model: Of any algorithm
+    :param path: Where to save. A file that ends in ``.safetensors`` needs that package, any other is a state dict of
+        PyTorch; without an ending, ``.safetensors`` is added where the package is installed, and ``.pth`` otherwise.
+    :param encoder: Name of the network that it belongs to, such as ``"critic"``; by default the first
+    :return: The file
+    :raises ValueError: If there is no such encoder
+    :raises ImportError: If ``.safetensors`` is asked for and not installed
+    """
+    _, module = next(iter(pick_encoders(model, None if encoder is None else [encoder]).items()))
+    path = pathlib.Path(path)
+    if not path.suffix:
+        path = path.with_suffix(SAFETENSORS if find_spec("safetensors") else ".pth")
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    with replace_when_complete(path) as unfinished:
+        if path.suffix == SAFETENSORS:
+            _safetensors().save_file(state, unfinished)
+        else:
+            th.save(state, unfinished)  # type: ignore[arg-type]
+    return path
+
+
+def load_encoder(
+    model: BaseAlgorithm, path: str | pathlib.Path, encoders: list[str] | None = None, freeze: bool = False
+) -> None:
+    """
+    Load an encoder that :func:`save_encoder` saved into a model, which may have another algorithm and other actions.
+    The target networks of the algorithm and the target encoder of a JEPA begin with it too.
+
+    :param model: Of any algorithm
+    :param path: The file
+    :param encoders: Names of the networks to load it into; all by default
+    :param freeze: Whether it stays as it is from now on. A model that is saved and loaded knows that, if all its
+        encoders are frozen and are a :class:`~sb3_jepa.JepaExtractor`.
+    :raises ValueError: If there is no such encoder, or if it is of another shape
+    :raises ImportError: If ``.safetensors`` is to be loaded and not installed
+    """
+    path = pathlib.Path(path)
+    is_safe = path.suffix == SAFETENSORS
+    state = _safetensors().load_file(path) if is_safe else th.load(path, map_location="cpu", weights_only=True)
+    picked = pick_encoders(model, encoders)
+    # All are looked at before any is changed
+    for name, encoder in picked.items():
+        _check_shapes(state, encoder, f"{path} does not fit the encoder {name!r}")
+    for encoder in picked.values():
+        encoder.load_state_dict(state)
+        encoder.requires_grad_(not freeze)
+    for target in _targets(model.policy, picked):
+        target.load_state_dict(state)
+    for name in picked:
+        getattr(model, LEARNERS, {}).pop(name, None)
+    if freeze and len(picked) == len(find_encoders(model.policy)):
+        _remember_frozen(model)
+
+
+def _targets(policy: BasePolicy, picked: dict[str, BaseFeaturesExtractor]) -> list[BaseFeaturesExtractor]:
+    targets = []
+    for path, module in policy.named_modules():
+        network, *_ = path.split(".")
+        if isinstance(module, BaseFeaturesExtractor) and _is_target(path):
+            # q_net_target.…, critic_target.…, objectives.<name>.…
+            name = path.split(".")[1] if network == "objectives" else network.removesuffix("_target")
+            if name in picked:
+                targets.append(module)
+    return targets
+
+
+def _remember_frozen(model: BaseAlgorithm) -> None:
+    from sb3_jepa.extractors import JepaExtractor
+
+    if all(isinstance(encoder, JepaExtractor) for encoder in find_encoders(model.policy).values()):
+        kwargs = dict(model.policy_kwargs.get("features_extractor_kwargs") or {}, frozen=True)
+        model.policy_kwargs = dict(model.policy_kwargs, features_extractor_kwargs=kwargs)
+
+
+def _check_shapes(state: dict[str, th.Tensor], encoder: th.nn.Module, message: str) -> None:
+    own = encoder.state_dict()
+    differences = [
+        f"{name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    differences += [f"{name} is missing in the file" for name in own if name not in state]
+    differences += [f"{name} is missing in the model" for name in state if name not in own]
+    if differences:
+        raise ValueError(f"{message}: {'; '.join(differences)}")
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            'Files that end in .safetensors need a package: pip install "sb3-jepa[safetensors]"'
+        ) from error
+    return safetensors.torch

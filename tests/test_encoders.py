@@ -1,0 +1,155 @@
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_jepa import PPO, JepaCallback, JepaExtractor, load_encoder, save_encoder
+from sb3_jepa.encoders import find_encoders
+from tests.conftest import SMALL_PPO
+
+EXTRACTOR = dict(embed_dim=16, num_heads=2, depth=1, standardize_frames=16)
+POLICY = dict(features_extractor_kwargs=EXTRACTOR, net_arch=[16])
+
+
+class Shifted(gym.ObservationWrapper):
+    """Other observations of the same shape as Pendulum's, for a CartPole-like transfer between tasks."""
+
+    def observation(self, observation):
+        return observation + 1.0
+
+
+def make_ppo(**kwargs) -> PPO:
+    env = make_vec_env("Pendulum-v1", n_envs=2, seed=0)
+    return PPO("JepaPolicy", env, policy_kwargs={**POLICY, **kwargs}, **SMALL_PPO)
+
+
+def make_td3(**kwargs) -> stable_baselines3.TD3:
+    env = make_vec_env("Pendulum-v1", n_envs=2, seed=1, wrapper_class=Shifted)
+    policy_kwargs = dict(POLICY, features_extractor_class=JepaExtractor)
+    return stable_baselines3.TD3(
+        "MlpPolicy", env, policy_kwargs=policy_kwargs, learning_starts=20, batch_size=16, seed=1, device="cpu", **kwargs
+    )
+
+
+def assert_same(one: th.nn.Module, other: th.nn.Module, same: bool = True) -> None:
+    one_state, other_state = one.state_dict(), other.state_dict()
+    assert all(th.equal(value, other_state[name]) for name, value in one_state.items()) == same
+
+
+@pytest.mark.parametrize("file", ["encoder", "encoder.pth", "encoder.safetensors"])
+def test_into_another_algorithm_and_all_its_networks(file, tmp_path):
+    model = make_ppo().learn(96)
+    path = save_encoder(model, tmp_path / file)
+    assert path.exists()
+    assert path.suffix in (".safetensors", ".pth")
+    encoder = model.policy.features_extractor
+    other = make_td3()
+    load_encoder(other, path)
+    for network in (other.actor, other.critic, other.actor_target, other.critic_target):
+        assert_same(encoder, network.features_extractor)
+    # What was measured came along, and nothing is measured again
+    callback = JepaCallback()
+    other.learn(60, callback=callback)
+    (before,), (after,) = encoder.standardizations, other.actor.features_extractor.standardizations
+    assert_same(before, after)
+    # ... while the encoder went on learning
+    assert_same(encoder, other.actor.features_extractor, same=False)
+
+
+def test_one_of_two_encoders():
+    model = make_td3()
+    assert list(find_encoders(model.policy)) == ["actor", "critic"]
+
+
+def test_the_target_encoder_begins_with_it_too(tmp_path):
+    path = save_encoder(make_td3().learn(60, callback=JepaCallback()), tmp_path / "encoder.pth", encoder="critic")
+    model = make_ppo()
+    load_encoder(model, path)
+    assert_same(model.policy.features_extractor, model.policy.objective.target_encoder.encoder)
+    critic_only = make_td3()
+    load_encoder(critic_only, path, encoders=["critic"])
+    assert_same(critic_only.critic.features_extractor, critic_only.critic_target.features_extractor)
+    assert_same(critic_only.critic.features_extractor, critic_only.actor.features_extractor, same=False)
+
+
+@pytest.mark.parametrize("make", [make_ppo, make_td3])
+def test_a_frozen_encoder_stays_as_it_is_and_the_zip_knows(make, tmp_path):
+    path = save_encoder(make_ppo().learn(96), tmp_path / "encoder.pth")
+    model = make()
+    load_encoder(model, path, freeze=True)
+    for _ in range(2):
+        born = {
+            name: {k: v.clone() for k, v in e.state_dict().items()} for name, e in find_encoders(model.policy).items()
+        }
+        heads = next(p.clone() for name, p in model.policy.named_parameters() if "mu" in name or "action_net" in name)
+        model.learn(96, callback=JepaCallback())
+        for name, encoder in find_encoders(model.policy).items():
+            assert all(th.equal(value, born[name][key]) for key, value in encoder.state_dict().items())
+        after = next(p for name, p in model.policy.named_parameters() if "mu" in name or "action_net" in name)
+        assert not th.equal(heads, after)
+        model.save(tmp_path / "model")
+        model = type(model).load(tmp_path / "model", env=model.get_env(), device="cpu")
+    # Fine-tuned after all
+    load_encoder(model, path)
+    model.learn(96, callback=JepaCallback())
+    encoder = next(iter(find_encoders(model.policy).values()))
+    assert_same(encoder, make_and_load(path), same=False)
+
+
+def make_and_load(path) -> JepaExtractor:
+    model = make_ppo()
+    load_encoder(model, path)
+    return model.policy.features_extractor
+
+
+def test_ortho_init_erases_nothing(tmp_path):
+    path = save_encoder(make_ppo().learn(96), tmp_path / "encoder.pth")
+    model = make_ppo(ortho_init=True)
+    load_encoder(model, path)
+    observations = th.as_tensor(np.random.default_rng(0).normal(size=(5, 3)), dtype=th.float32)
+    assert th.equal(model.policy.features_extractor(observations), make_and_load(path)(observations))
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    path = save_encoder(make_ppo(), tmp_path / "encoder.pth")
+    model = make_ppo(features_extractor_kwargs=dict(EXTRACTOR, embed_dim=8, depth=2))
+    before = {name: value.clone() for name, value in model.policy.features_extractor.state_dict().items()}
+    with pytest.raises(ValueError, match=r"'shared'.*class_token is \(1, 1, 16\) in the file and \(1, 1, 8\).*missing"):
+        load_encoder(model, path)
+    for name, value in model.policy.features_extractor.state_dict().items():
+        assert th.equal(value, before[name])
+    with pytest.raises(ValueError, match=r"encoders.*value.*shared"):
+        load_encoder(model, path, encoders=["value"])
+    with pytest.raises(ValueError, match=r"none that learns.*JepaExtractor"):
+        save_encoder(stable_baselines3.PPO("MlpPolicy", "Pendulum-v1"), tmp_path / "other")
+
+
+def test_without_safetensors(tmp_path, monkeypatch):
+    path = save_encoder(make_ppo(), tmp_path / "encoder.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for use in (
+        lambda: save_encoder(make_ppo(), tmp_path / "other.safetensors"),
+        lambda: load_encoder(make_ppo(), path),
+    ):
+        with pytest.raises(ImportError, match=r"sb3-jepa\[safetensors\]"):
+            use()
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = save_encoder(make_ppo(), tmp_path / "encoder.pth")
+    old = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        args[1].write_text("half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(th, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_encoder(make_ppo(), path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
