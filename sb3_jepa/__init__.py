@@ -7,6 +7,7 @@ from sb3_jepa.algorithms import A2C, PPO
 from sb3_jepa.buffers import JepaDictRolloutBuffer, JepaRolloutBuffer, Transitions
 from sb3_jepa.callbacks import JepaCallback
 from sb3_jepa.encoders import load_encoder, save_encoder
+from sb3_jepa.export import export_policy
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.policies import JepaPolicy
@@ -23,6 +24,7 @@ __all__ = [
     "JepaRolloutBuffer",
     "NextLatentPrediction",
     "Transitions",
+    "export_policy",
     "load_encoder",
     "save_encoder",
 ]

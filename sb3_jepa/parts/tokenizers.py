@@ -71,7 +71,7 @@ class PatchTokenizer(nn.Module):
         if any(self.padding):
             images = F.pad(images, self.padding)
         patches = images.reshape(
-            len(images), self.frames, -1, self.n_rows, self.patch_size, self.n_columns, self.patch_size
+            images.shape[0], self.frames, -1, self.n_rows, self.patch_size, self.n_columns, self.patch_size
         )  # (batch, frames, channels, rows, patch, columns, patch)
         patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # (batch, frames, rows, columns, pixels)
         place = self.row_code + self.column_code
@@ -106,7 +106,7 @@ class ColumnTokenizer(nn.Module):
         :param vectors: ``(batch, *shape)`` of ``n_columns`` numbers each
         :return: ``(batch, n_columns, embed_dim)``
         """
-        return th.addcmul(self.code, vectors.reshape(len(vectors), -1, 1), self.direction)
+        return th.addcmul(self.code, vectors.reshape(vectors.shape[0], -1, 1), self.direction)
 
 
 class CategoryTokenizer(nn.Module):

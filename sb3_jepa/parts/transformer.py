@@ -130,7 +130,7 @@ class TransformerEncoder(nn.Module):
         :return: Embedding ``(batch, embed_dim)``
         """
         tokens = self.tokenizer(observations)
-        tokens = th.cat((self.class_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = th.cat((self.class_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         class_token = self.blocks[-1](tokens, class_token_only=True)
