@@ -13,6 +13,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, prepro
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_learning_rate
+from stable_baselines3.her import HerReplayBuffer
 
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NO_KEY, NextObservationIndex, Transitions, by_key
@@ -47,7 +48,11 @@ class EncoderLearner:
         :param next_observations: Preprocessed next observations
         :param valid: ``(batch,)``, 1 where the next observation is known
         """
+        # Between rollouts a policy is in evaluation mode
+        was_training = self.encoder.training
+        self.encoder.train()
         embedding = self.encoder(observations)
+        self.encoder.train(was_training)
         loss, terms = self.objective(embedding, actions, next_observations, valid)
         self.optimizer.zero_grad()
         if loss.requires_grad:
@@ -81,14 +86,14 @@ class EncoderLearner:
         """
         try:
             self.objective.load_state_dict(state["objective"])
-        except RuntimeError as error:
+            self.gauge.load_state_dict(state["gauge"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"The model was trained with another objective than {type(self.objective).__name__} with these "
                 f"`objective_kwargs`. Pass those that it had, or `del model.{LEARNERS}` to begin anew. {error}"
             ) from error
-        self.gauge.load_state_dict(state["gauge"])
         self.gauge.reset()
-        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def _to_cpu(state: Any) -> Any:
@@ -165,8 +170,23 @@ class ReplaySource:
     def is_ready(self) -> bool:
         """Whether the algorithm itself learns already."""
         buffer = self.model.replay_buffer
-        # That of a model that was loaded is empty
-        return buffer is not None and buffer.size() > 0 and self.model.num_timesteps > self.model.learning_starts
+        # That of a model that was loaded is empty, and one for goals in hindsight needs an episode that has ended
+        has_samples = buffer is not None and buffer.size() > 0
+        if has_samples and isinstance(buffer, HerReplayBuffer):
+            has_samples = bool((buffer.ep_length > 0).any())
+        return has_samples and self.model.num_timesteps > self.model.learning_starts
+
+    def latest(self, n_observations: int) -> Any:
+        """
+        :param n_observations: How many observations are wanted
+        :return: The latest ones, as many as there are, ``(samples, *observation shape)``
+        """
+        buffer = self.model.replay_buffer
+        assert isinstance(buffer, ReplayBuffer)
+        n_rows = min(buffer.size(), -(-n_observations // buffer.n_envs))
+        rows = np.arange(buffer.pos - n_rows, buffer.pos)
+        arrays = {key: np.concatenate(array[rows]) for key, array in by_key(buffer.observations).items()}
+        return buffer._normalize_obs(arrays.get(NO_KEY, arrays), self.model._vec_normalize_env)
 
     def on_step(self, row_locals: dict[str, Any]) -> None:
         """The replay buffer knows next observations."""
@@ -201,30 +221,33 @@ class AlternatingTraining:
     learns with is kept in an attribute of the model, and with that in its zip.
 
     :param model: Of any algorithm
-    :param objective_class: What the encoders learn
+    :param objective_class: What the encoders learn, by default :class:`~sb3_jepa.NextLatentPrediction`
     :param objective_kwargs: Keyword arguments to pass to the objective
     :param encoders: Names of the networks whose encoders learn; all by default
     :param n_updates: Updates after each rollout. By default, on-policy as many as one pass over the rollout takes, and
         off-policy one.
     :param batch_size: Size of a minibatch; by default that of the algorithm
-    :param learning_rate: Learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param learning_rate: Learning rate, 3e-4 by default; it can be a function of the current progress remaining (from 1
+        to 0)
     :raises ValueError: If there is no such encoder, or if the model was trained with another objective
     """
 
     def __init__(
         self,
         model: BaseAlgorithm,
-        objective_class: type[NextLatentPrediction],
-        objective_kwargs: dict[str, Any],
-        encoders: list[str] | None,
-        n_updates: int | None,
-        batch_size: int | None,
-        learning_rate: float | Schedule,
+        objective_class: type[NextLatentPrediction] | None = None,
+        objective_kwargs: dict[str, Any] | None = None,
+        encoders: list[str] | None = None,
+        n_updates: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | Schedule | None = None,
     ):
         self.model = model
         self.n_updates = n_updates
-        self.batch_size = batch_size or int(getattr(model, "batch_size", 128))
-        self.learning_rate = FloatSchedule(learning_rate)
+        # None is all rows for some
+        self.batch_size = int(batch_size or getattr(model, "batch_size", None) or 128)
+        self.learning_rate = FloatSchedule(3e-4 if learning_rate is None else learning_rate)
+        objective_class, objective_kwargs = objective_class or NextLatentPrediction, objective_kwargs or {}
         picked = pick_encoders(model, encoders)
         saved = getattr(model, LEARNERS, {})
         self.learners = {
@@ -234,9 +257,10 @@ class AlternatingTraining:
             if name in saved:
                 state = saved[name]
                 learner.load_state(state.state if isinstance(state, EncoderLearner) else state)
-        setattr(model, LEARNERS, self.learners)
         # TRPO's conjugate gradients
         if hasattr(model, "cg_max_steps"):
+            if not all(parameter.requires_grad for encoder in picked.values() for parameter in encoder.parameters()):
+                raise ValueError("TRPO differentiates by all that it has: it cannot be trained with a frozen encoder")
             for module in model.policy.modules():
                 if isinstance(module, Attention):
                     module.is_differentiable_twice = True
@@ -246,6 +270,7 @@ class AlternatingTraining:
             self.source = ReplaySource(model)
         else:
             raise ValueError(f"JepaCallback needs an on-policy or an off-policy algorithm, got {type(model).__name__}")
+        setattr(model, LEARNERS, {**saved, **self.learners})
 
     def _make_learner(
         self, encoder: BaseFeaturesExtractor, objective_class: type[NextLatentPrediction], kwargs: dict[str, Any]
@@ -265,6 +290,21 @@ class AlternatingTraining:
         """Number of observations that the input statistics still lack."""
         return max((extractor.n_inputs_to_measure for extractor in self._extractors), default=0)
 
+    def measure_replay(self) -> None:
+        """
+        Off-policy, measure what the replay buffer holds: when the algorithm is about to learn for the first time, and,
+        if that was not enough, once more when there is enough.
+        """
+        n_missing = self.n_inputs_to_measure
+        source = self.source
+        if n_missing == 0 or isinstance(source, RolloutSource) or not source.is_ready:
+            return
+        buffer = source.model.replay_buffer
+        assert buffer is not None
+        n_seen = [int(one.n_seen) for extractor in self._extractors for one in extractor.standardizations]
+        if min(n_seen) == 0 or buffer.size() * buffer.n_envs >= n_missing + max(n_seen):
+            self.measure_inputs(source.latest(n_missing))
+
     def measure_inputs(self, observations: Any) -> None:
         """
         Merge observations into the statistics that standardise the input.
@@ -273,7 +313,8 @@ class AlternatingTraining:
         """
         inputs = self._preprocess(obs_as_tensor(observations, self.model.device))
         for extractor in self._extractors:
-            extractor.measure_inputs(inputs)
+            if extractor.n_inputs_to_measure > 0:
+                extractor.measure_inputs(inputs)
         for learner in self.learners.values():
             learner.objective.target_encoder.copy_buffers(learner.encoder)
 

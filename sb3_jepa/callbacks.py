@@ -19,8 +19,9 @@ from sb3_jepa.policies import JointPolicy
 COLLAPSED_VARIANCE = 1e-7
 # ... and this fraction of what it was at the start is no accident
 COLLAPSED_FRACTION = 1e-3
-# Off-policy, an update is a single minibatch
-OFF_POLICY_LOG_INTERVAL = 100
+# What is logged tells of at least so many embeddings, and off-policy of so many minibatches
+MIN_SAMPLES = 64
+OFF_POLICY_INTERVAL = 100
 
 
 class JepaCallback(BaseCallback):
@@ -41,21 +42,22 @@ class JepaCallback(BaseCallback):
     - The input statistics of every :class:`~sb3_jepa.JepaExtractor` are measured. On-policy, ``standardize_frames``
       observations are collected before the first rollout, with the untrained policy. Nothing is learned from them, but
       they are time steps like all others: they are counted, and other callbacks see them (and may evaluate or save the
-      untrained policy). Off-policy, it is those of the first time steps, so let ``learning_starts`` be as many.
+      untrained policy). Off-policy, it is what the replay buffer holds when learning starts, and if that is not enough
+      the next ones too: so let ``learning_starts`` be as many.
     - The target encoder's momentum moves along its schedule.
     - After each update (off-policy, every 100) ``jepa/prediction_loss``, ``jepa/variance_loss``,
       ``jepa/embedding_variance``, ``jepa/effective_rank`` and ``jepa/momentum`` are logged, and a warning tells once if
       the encoder collapses.
 
-    :param objective_class: What the encoders learn. This and all that follows is for a policy that does not learn
-        jointly; one that does has it in its ``policy_kwargs``.
+    :param objective_class: What the encoders learn, by default :class:`~sb3_jepa.NextLatentPrediction`. This and all
+        that follows is for a policy that does not learn jointly; one that does has it in its ``policy_kwargs``.
     :param objective_kwargs: Keyword arguments to pass to the objective
     :param encoders: Names of the networks whose encoders learn, such as ``["critic"]``; all by default
     :param n_updates: Updates of the encoders after each rollout. By default, on-policy as many as one pass over the
         rollout takes, and off-policy (where a rollout is ``train_freq`` long) one.
     :param batch_size: Size of a minibatch; by default that of the algorithm
-    :param learning_rate: Learning rate of the encoders' optimiser, it can be a function of the current progress
-        remaining (from 1 to 0)
+    :param learning_rate: Learning rate of the encoders' optimiser, 3e-4 by default; it can be a function of the current
+        progress remaining (from 1 to 0)
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :raises ValueError: If an argument is out of range; when the training starts, if the model has no encoder that
         learns, or was trained with another objective, or if arguments are given that its policy has of its own
@@ -63,12 +65,12 @@ class JepaCallback(BaseCallback):
 
     def __init__(
         self,
-        objective_class: type[NextLatentPrediction] = NextLatentPrediction,
+        objective_class: type[NextLatentPrediction] | None = None,
         objective_kwargs: dict[str, Any] | None = None,
         encoders: list[str] | None = None,
         n_updates: int | None = None,
         batch_size: int | None = None,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule | None = None,
         verbose: int = 0,
     ):
         super().__init__(verbose)
@@ -77,14 +79,11 @@ class JepaCallback(BaseCallback):
                 raise ValueError(f"`{name}` must be positive, got {number}")
         self._alternating_kwargs = dict(
             objective_class=objective_class,
-            objective_kwargs=objective_kwargs or {},
+            objective_kwargs=objective_kwargs,
             encoders=encoders,
             n_updates=n_updates,
             batch_size=batch_size,
             learning_rate=learning_rate,
-        )
-        self._is_for_alternating = dict(
-            objective_kwargs=objective_kwargs, encoders=encoders, n_updates=n_updates, batch_size=batch_size
         )
         self._alternating: AlternatingTraining | None = None
         self._measuring = False
@@ -117,7 +116,7 @@ class JepaCallback(BaseCallback):
         self._stopped = False
         self._alternating = None
         if isinstance(self.policy, JointPolicy):
-            given = [name for name, value in self._is_for_alternating.items() if value is not None]
+            given = [name for name, value in self._alternating_kwargs.items() if value is not None]
             if given:
                 raise ValueError(
                     f"A {type(self.policy).__name__} is trained with what its `policy_kwargs` say, and not with "
@@ -126,9 +125,8 @@ class JepaCallback(BaseCallback):
         else:
             self._alternating = AlternatingTraining(self.model, **self._alternating_kwargs)  # type: ignore[arg-type]
         self._reset_gauges()
-        self._unmeasured: list[dict[str, np.ndarray]] = []
         n_steps, n_missing = self._n_remaining_steps, self._standardizing.n_inputs_to_measure
-        if n_missing >= n_steps:
+        if n_missing >= n_steps and isinstance(self.model, OnPolicyAlgorithm):
             warnings.warn(
                 f"The {n_missing} observations that the input statistics still lack use up the {n_steps} time steps of "
                 "this training; a rollout to learn from comes on top. Train for longer, or pass a smaller "
@@ -144,7 +142,7 @@ class JepaCallback(BaseCallback):
     @property
     def _progress_remaining(self) -> float:
         # Not the model's own: at the start of a second learn() that is still the first one's
-        return max(0.0, self._n_remaining_steps / self.model._total_timesteps)
+        return max(0.0, self._n_remaining_steps / max(1, self.model._total_timesteps))
 
     def _on_rollout_start(self) -> None:
         if self._measuring:
@@ -164,20 +162,13 @@ class JepaCallback(BaseCallback):
             buffer.record_step(self.locals["new_obs"], self.locals["dones"], self.locals["infos"])
         if self._alternating is not None:
             self._alternating.source.on_step(self.locals)
-            if buffer is None and self._alternating.n_inputs_to_measure > 0:
-                # A copy of the dictionary, in which a replay buffer changes shapes
-                self._unmeasured.append(dict(by_key(self.locals["new_obs"])))
         return not self._stopped
 
     def _on_rollout_end(self) -> None:
         if self._alternating is None or self._measuring:
             return
         self._alternating.source.on_rollout_end()
-        # Off-policy: before the algorithm learns for the first time
-        if self._unmeasured and self._alternating.source.is_ready:
-            keys = self._unmeasured[0].keys()
-            self._measure({key: np.concatenate([seen[key] for seen in self._unmeasured]) for key in keys})
-            self._unmeasured = []
+        self._alternating.measure_replay()
 
     def _on_training_end(self) -> None:
         if self._alternating is not None:
@@ -223,9 +214,11 @@ class JepaCallback(BaseCallback):
 
     def _log_update(self, is_last: bool = False) -> None:
         """Record the scalars of the updates that have just ended, if there were enough."""
-        n_enough = 1 if is_last or isinstance(self.model, OnPolicyAlgorithm) else OFF_POLICY_LOG_INTERVAL
+        is_on_policy = isinstance(self.model, OnPolicyAlgorithm)
         for name, gauge in self.gauges.items():
-            if gauge.n_minibatches < n_enough:
+            # An update of A2C has a few rows, and an off-policy one a single minibatch
+            is_enough = gauge.n_samples >= MIN_SAMPLES and (is_on_policy or gauge.n_minibatches >= OFF_POLICY_INTERVAL)
+            if gauge.n_minibatches == 0 or not (is_enough or is_last):
                 continue
             terms = gauge.means()
             prefix = "jepa" if len(self.gauges) == 1 else f"jepa/{name}"
@@ -241,11 +234,16 @@ class JepaCallback(BaseCallback):
         threshold = max(COLLAPSED_VARIANCE, COLLAPSED_FRACTION * first_variance)
         if variance < threshold and not gauge.warned_of_collapse:
             gauge.warned_of_collapse = True
+            cure = " or a smaller `prediction_coef`, as arguments of JepaCallback."
+            if self._alternating is None:
+                cure = (
+                    ", the actor's and critic's gradient (`rl_gradient=True`), or a smaller `prediction_coef`, all in "
+                    "`policy_kwargs`."
+                )
             warnings.warn(
                 f"The encoder has collapsed: its embedding variance is {variance:.1e}, it began with "
                 f"{first_variance:.1e}. It now tells observations hardly apart, however small the prediction "
-                "loss is. Cure: a hinge on the deviation (`objective_kwargs=dict(deviation_coef=1.0)`), the actor's "
-                "and critic's gradient (`rl_gradient=True`), or a smaller `prediction_coef`, all in `policy_kwargs`.",
+                f"loss is. Cure: a hinge on the deviation (`objective_kwargs=dict(deviation_coef=1.0)`){cure}",
                 UserWarning,
                 stacklevel=2,
             )

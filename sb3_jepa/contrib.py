@@ -1,6 +1,6 @@
 """sb3-contrib's algorithms, trained jointly with a JEPA objective."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from stable_baselines3.common.policies import BasePolicy
 
@@ -47,6 +47,17 @@ class RecurrentJepaPolicy(JointPolicy, RecurrentActorCriticPolicy):  # type: ign
     :class:`~sb3_jepa.policies.JointPolicy` for its parameters. The embedding that is predicted is the one that goes
     into the LSTM.
     """
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # sb3-contrib forgets these
+        return dict(
+            super()._get_constructor_parameters(),
+            lstm_hidden_size=self.lstm_output_dim,
+            n_lstm_layers=self.lstm_actor.num_layers,
+            shared_lstm=self.shared_lstm,
+            enable_critic_lstm=self.enable_critic_lstm,
+            lstm_kwargs=self.lstm_kwargs,
+        )
 
 
 class MaskablePPO(JointPPO, sb3_contrib.MaskablePPO):

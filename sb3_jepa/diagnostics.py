@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch as th
 from torch import nn
 
-# Embeddings of this many minibatches are kept for the effective rank
-N_RECENT_EMBEDDINGS = 8
+# So many of the latest embeddings are kept for the effective rank
+N_RECENT_EMBEDDINGS = 1024
 
 
 @th.no_grad()
@@ -46,10 +46,11 @@ class ObjectiveGauge(nn.Module):
 
     def reset(self) -> None:
         """Forget the terms and embeddings of past minibatches."""
-        self._recent_embeddings: deque[th.Tensor] = deque(maxlen=N_RECENT_EMBEDDINGS)
+        self._recent_embeddings: deque[th.Tensor] = deque()
         self._is_untrained = float(self.first_embedding_variance) == 0.0
         self._term_sums: dict[str, th.Tensor] = {}
         self.n_minibatches = 0
+        self.n_samples = 0
 
     def add(self, embedding: th.Tensor, terms: Mapping[str, th.Tensor]) -> None:
         """
@@ -60,6 +61,10 @@ class ObjectiveGauge(nn.Module):
             self.first_embedding_variance.copy_(terms["embedding_variance"])
             self._is_untrained = False
         self._recent_embeddings.append(embedding)
+        self.n_samples += len(embedding)
+        n_kept = sum(map(len, self._recent_embeddings))
+        while n_kept - len(self._recent_embeddings[0]) >= N_RECENT_EMBEDDINGS:
+            n_kept -= len(self._recent_embeddings.popleft())
         for name, term in terms.items():
             self._term_sums[name] = self._term_sums[name] + term if name in self._term_sums else term
         self.n_minibatches += 1

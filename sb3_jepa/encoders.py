@@ -24,21 +24,18 @@ def find_encoders(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
     :return: By the network that they belong to, such as ``"actor"``, ``"critic"`` or ``"q_net"``; ``"shared"`` for the
         one of an actor-critic policy
     """
-    encoders = {}
+    encoders: dict[str, BaseFeaturesExtractor] = {}
     for path, module in policy.named_modules():
-        network = path.split(".")[0]
+        network, attribute = path.split(".")[0], path.split(".")[-1]
+        # By the attribute, for an extractor may be made of others
+        is_one = isinstance(module, BaseFeaturesExtractor) and attribute.endswith("features_extractor")
         has_parameters = next(module.parameters(), None) is not None
-        if isinstance(module, BaseFeaturesExtractor) and has_parameters and not _is_target(path):
+        if is_one and has_parameters and not network.endswith("_target"):
             if network.endswith("features_extractor"):
                 is_shared = getattr(policy, "share_features_extractor", True)
                 network = "shared" if is_shared else "critic" if network.startswith("vf") else "actor"
-            encoders[network] = module
+            encoders[network] = module  # type: ignore[assignment]
     return encoders
-
-
-def _is_target(path: str) -> bool:
-    # Target networks of Stable-Baselines3 (q_net_target, critic_target), and target encoders of an objective
-    return "target" in path.split(".")[0] or path.startswith("objectives.")
 
 
 def pick_encoders(model: BaseAlgorithm, names: list[str] | None) -> dict[str, BaseFeaturesExtractor]:
@@ -115,27 +112,27 @@ def load_encoder(
         target.load_state_dict(state)
     for name in picked:
         getattr(model, LEARNERS, {}).pop(name, None)
-    if freeze and len(picked) == len(find_encoders(model.policy)):
-        _remember_frozen(model)
+    _remember_frozen(model)
 
 
-def _targets(policy: BasePolicy, picked: dict[str, BaseFeaturesExtractor]) -> list[BaseFeaturesExtractor]:
-    targets = []
-    for path, module in policy.named_modules():
-        network, *_ = path.split(".")
-        if isinstance(module, BaseFeaturesExtractor) and _is_target(path):
-            # q_net_target.…, critic_target.…, objectives.<name>.…
-            name = path.split(".")[1] if network == "objectives" else network.removesuffix("_target")
-            if name in picked:
-                targets.append(module)
-    return targets
+def _targets(policy: BasePolicy, picked: dict[str, BaseFeaturesExtractor]) -> list[th.nn.Module]:
+    """The extractors of target networks, and the target encoders of objectives, whose originals were picked."""
+    targets: list[th.nn.Module] = []
+    for name, network in policy.named_children():
+        original = getattr(policy, name.removesuffix("_target"), None)
+        if name.endswith("_target") and getattr(original, "features_extractor", None) in picked.values():
+            targets.append(network.features_extractor)  # type: ignore[arg-type]
+    objectives = getattr(policy, "objectives", {})
+    return targets + [objectives[name].target_encoder.encoder for name in picked if name in objectives]
 
 
 def _remember_frozen(model: BaseAlgorithm) -> None:
     from sb3_jepa.extractors import JepaExtractor
 
-    if all(isinstance(encoder, JepaExtractor) for encoder in find_encoders(model.policy).values()):
-        kwargs = dict(model.policy_kwargs.get("features_extractor_kwargs") or {}, frozen=True)
+    encoders = find_encoders(model.policy).values()
+    if all(isinstance(encoder, JepaExtractor) for encoder in encoders):
+        frozen = not any(parameter.requires_grad for encoder in encoders for parameter in encoder.parameters())
+        kwargs = dict(model.policy_kwargs.get("features_extractor_kwargs") or {}, frozen=frozen)
         model.policy_kwargs = dict(model.policy_kwargs, features_extractor_kwargs=kwargs)
 
 

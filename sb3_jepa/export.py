@@ -61,7 +61,8 @@ def export_policy(model: BaseAlgorithm, path: str | pathlib.Path) -> None:
     """
     Write the acting policy to a file, for any batch size. If that fails, an older file stays as it was.
 
-    ``VecNormalize`` is not part of a policy: what it does to observations has to be done before.
+    ``VecNormalize`` is not part of a policy: what it does to observations has to be done before. Nor are the masks of
+    ``MaskablePPO``: what is exported may choose any action.
 
     :param model: Of any algorithm, but not a recurrent one
     :param path: ``*.onnx`` for ONNX, with one input for each key of a ``Dict`` observation (``observation`` otherwise)
@@ -76,7 +77,9 @@ def export_policy(model: BaseAlgorithm, path: str | pathlib.Path) -> None:
         raise ImportError('ONNX needs packages: pip install "sb3-jepa[onnx]"')
     if hasattr(model.policy, "lstm_actor"):
         raise ValueError(f"A recurrent policy cannot be exported, got {type(model.policy).__name__}")
-    policy = copy.deepcopy(model.policy).to("cpu")
+    # A distribution holds tensors of the last forward pass, which cannot be copied deeply
+    distributions = [module.action_dist for module in model.policy.modules() if hasattr(module, "action_dist")]
+    policy = copy.deepcopy(model.policy, {id(one): copy.copy(one) for one in distributions}).to("cpu")
     policy.set_training_mode(False)
     space = policy.observation_space
     # Two of them, for a batch of one would be taken for a constant

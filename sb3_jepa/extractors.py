@@ -39,6 +39,7 @@ class JepaExtractor(BaseFeaturesExtractor):
     - ``Dict`` of these: all tokens in one sequence, with a code for the key
 
     Its initialisation is its own: ``ortho_init``, which Stable-Baselines3 applies to a finished extractor, is ignored.
+    ``TRPO``, which differentiates twice, needs :class:`~sb3_jepa.JepaCallback` with it.
 
     :param observation_space: Images have their channels first, ``(frames * channels, height, width)``, or are a stack
         of Gymnasium's ``FrameStackObservation``, ``(frames, height, width, channels)``
@@ -56,9 +57,9 @@ class JepaExtractor(BaseFeaturesExtractor):
     :param final_norm: Whether a LayerNorm closes the transformer, as in the original ViT. It keeps the embedding
         variance of a healthy encoder between 0 and 1.
     :param standardize_frames: From how many observations to measure the statistics that standardise the input, before
-        anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` collects them for a
-        ``JepaPolicy``; in any other policy, give them to :meth:`measure_inputs` yourself. Images are standardised by
-        one deviation, and vectors by one for each number; what is categorical is not.
+        anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` collects them; without it,
+        give them to :meth:`measure_inputs` yourself. Images are standardised by one deviation, and vectors by one for
+        each number; what is categorical is not.
     :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`
     :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
         checks), as in Stable-Baselines3's ``NatureCNN``
@@ -113,8 +114,12 @@ class JepaExtractor(BaseFeaturesExtractor):
     @property
     def n_inputs_to_measure(self) -> int:
         """Number of observations that the input statistics still lack."""
-        n_seen = [int(standardization.n_seen) for standardization in self.standardizations]
-        return max(0, self.standardize_frames - min(n_seen)) if n_seen else 0
+        n_seen = min((int(standardization.n_seen) for standardization in self.standardizations), default=None)
+        is_frozen = not next(self.parameters()).requires_grad
+        # What is frozen stays as it is, once it was measured
+        if n_seen is None or (is_frozen and n_seen > 0):
+            return 0
+        return max(0, self.standardize_frames - n_seen)
 
     @th.no_grad()
     def measure_inputs(self, observations: PyTorchObs) -> None:
@@ -144,8 +149,8 @@ class JepaExtractor(BaseFeaturesExtractor):
             self._warned_not_standardized = True
             warnings.warn(
                 "JepaExtractor is about to learn from inputs that are not standardised, on which it may learn nothing. "
-                "Train a JepaPolicy with `callback=sb3_jepa.JepaCallback()` (the algorithms of sb3_jepa add it by "
-                "themselves), call `measure_inputs` with observations, or say `standardize_frames=0`.",
+                "Pass `callback=sb3_jepa.JepaCallback()` to learn() (the algorithms of sb3_jepa add it by themselves), "
+                "call `measure_inputs` with observations, or say `standardize_frames=0`.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -192,7 +197,6 @@ def make_tokenizer(
     :param patch_size: Side of a square patch in pixels
     :param frames: Number of stacked frames, or None to guess
     :param frames_as: ``"changes"``, ``"channels"`` or ``"tokens"``
-    :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`
     :param normalized_image: Whether to assume that images are already normalized
     :return: Module that returns ``(batch, tokens, embed_dim)``
     :raises ValueError: If there is none for this space
@@ -225,7 +229,8 @@ def make_tokenizer(
     if not is_image_space(space, normalized_image=normalized_image):
         raise ValueError(
             "JepaExtractor takes a 3-dimensional Box for an image, which is of dtype uint8 with bounds 0 and 255 "
-            f"(or already normalized, with `normalize_images=False` in `policy_kwargs`), got {space}. "
+            "(or already normalized: with `normalize_images=False` in `policy_kwargs`, and if the policy is none of "
+            f"sb3_jepa with `normalized_image=True` in `features_extractor_kwargs`), got {space}. "
             "If it is none, flatten it (gymnasium.wrappers.FlattenObservation)"
         )
     if not is_image_space_channels_first(space):

@@ -259,7 +259,7 @@ class JointPolicy(_Base):
             obs_as_tensor(observations, self.device), self.observation_space, normalize_images=self.normalize_images
         )
         for name, encoder in self.encoders.items():
-            if isinstance(encoder, JepaExtractor):
+            if isinstance(encoder, JepaExtractor) and encoder.n_inputs_to_measure > 0:
                 encoder.measure_inputs(inputs)
                 if name in self.objectives:
                     self.objectives[name].target_encoder.copy_buffers(encoder)
@@ -347,7 +347,7 @@ def _check_algorithm() -> None:
                 raise ValueError(
                     f"{type(algorithm).__name__} cannot train a JepaPolicy, since its rollouts have no next "
                     "observations: use an algorithm of sb3_jepa, such as `sb3_jepa.PPO`, or pass "
-                    "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer` to one that takes it, such as PPO or A2C"
+                    "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer` (JepaDictRolloutBuffer for a Dict) to PPO or A2C"
                 )
             return
         frame = frame.f_back

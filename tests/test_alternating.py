@@ -7,6 +7,7 @@ import stable_baselines3
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.torch_layers import NatureCNN
@@ -268,3 +269,74 @@ def test_another_objective_than_the_model_was_trained_with_is_refused(tmp_path):
         loaded.learn(60, callback=JepaCallback(objective_kwargs=dict(hidden_dim=8)))
     delattr(loaded, LEARNERS)
     loaded.learn(60, callback=JepaCallback(objective_kwargs=dict(hidden_dim=8)))
+
+
+def test_trpo_and_frozen_encoders_do_not_belong_together():
+    model = make_model("TRPO", policy_kwargs=dict(features_extractor_kwargs=dict(EXTRACTOR, frozen=True)))
+    with pytest.raises(ValueError, match=r"TRPO.*frozen"):
+        model.learn(32, callback=JepaCallback())
+
+
+def test_all_rows_as_a_minibatch():
+    # None, for MaskablePPO
+    model = make_model("MaskablePPO", batch_size=None)
+    model.learn(64, callback=JepaCallback())
+
+
+def test_learners_of_other_encoders_are_kept():
+    model = make_model("TD3").learn(60, callback=JepaCallback(encoders=["critic"]))
+    critic = getattr(model, LEARNERS)["critic"]
+    model.learn(60, callback=JepaCallback(encoders=["actor"]), reset_num_timesteps=False)
+    assert getattr(model, LEARNERS)["critic"] is critic
+
+
+def test_inputs_are_measured_when_an_off_policy_algorithm_begins_to_learn():
+    model = make_model("DQN", policy_kwargs=dict(features_extractor_kwargs=dict(EXTRACTOR, standardize_frames=40)))
+    (extractor,) = find_encoders(model.policy).values()
+    (standardization,) = extractor.standardizations
+    n_seen = []
+
+    class Remember(BaseCallback):
+        def _on_step(self) -> bool:
+            n_seen.append(int(standardization.n_seen))
+            return True
+
+    model.learn(80, callback=[JepaCallback(), Remember()])
+    # More than 20 steps of 2 environments, and once more when there are 40
+    assert sorted(set(n_seen)) == [0, 24, 40]
+    assert (n_seen.count(0), extractor.n_inputs_to_measure) == (12, 0)
+    # Enough at once, even if there were more
+    model = make_model("DQN", learning_starts=100)
+    model.learn(120, callback=JepaCallback())
+    (standardization,) = find_encoders(model.policy)["q_net"].standardizations
+    assert standardization.n_seen == EXTRACTOR["standardize_frames"]
+
+
+def test_a_training_that_is_stopped_before_there_is_something_to_learn_from():
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < 12
+
+    model = make_model(
+        "DQN",
+        env=make_vec_env(lambda: BitFlippingEnv(n_bits=15, max_steps=50), n_envs=1),
+        replay_buffer_class=HerReplayBuffer,
+        learning_starts=10,
+        train_freq=100,
+    )
+    model.learn(60, callback=[JepaCallback(), Stop()])
+    make_model("PPO").learn(0, callback=JepaCallback())
+
+
+def test_custom_extractors_learn_in_training_mode():
+    class WithDropout(JepaExtractor):
+        modes: list[bool] = []  # noqa: RUF012
+
+        def forward(self, observations):
+            if th.is_grad_enabled():
+                self.modes.append(self.training)
+            return super().forward(observations)
+
+    make_model("DQN", policy_kwargs=dict(features_extractor_class=WithDropout)).learn(60, callback=JepaCallback())
+    assert len(WithDropout.modes) > 0
+    assert all(WithDropout.modes)

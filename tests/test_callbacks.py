@@ -254,6 +254,12 @@ def test_thresholds_of_collapse(pixel_cartpole, first, later, warns, recwarn):
     assert any("collapsed" in str(warning.message) for warning in recwarn) == warns
 
 
+def test_arguments_of_alternating_training_are_refused_in_joint_training(pixel_cartpole):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    with pytest.raises(ValueError, match=r"policy_kwargs.*`n_updates`, `learning_rate`"):
+        model.learn(64, callback=JepaCallback(n_updates=2, learning_rate=1e-3))
+
+
 def test_needs_an_encoder(pixel_cartpole):
     model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16)
     with pytest.raises(ValueError, match=r"ActorCriticPolicy has none that learns.*JepaExtractor"):

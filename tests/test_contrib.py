@@ -71,6 +71,18 @@ def test_algorithms_and_policies_that_do_not_belong_together(algorithm, policy, 
         algorithm(policy, make_counting_env(), policy_kwargs=SMALL_POLICY)
 
 
+@pytest.mark.parametrize(
+    "critic", [dict(), dict(enable_critic_lstm=False), dict(shared_lstm=True, enable_critic_lstm=False)]
+)
+def test_a_recurrent_policy_is_saved_with_its_sizes(critic, tmp_path):
+    policy_kwargs = dict(SMALL_POLICY, lstm_hidden_size=16, n_lstm_layers=2, **critic)
+    policy = RecurrentPPO("JepaPolicy", make_counting_env(), policy_kwargs=policy_kwargs, **SMALL_PPO).policy
+    policy.save(tmp_path / "policy")
+    loaded = RecurrentJepaPolicy.load(tmp_path / "policy")
+    observations = make_counting_env().reset()
+    assert np.array_equal(policy.predict(observations)[1][0], loaded.predict(observations)[1][0])
+
+
 def test_without_sb3_contrib_the_extra_is_named():
     script = """
 import sys

@@ -1,3 +1,4 @@
+import copy
 import sys
 
 import gymnasium as gym
@@ -5,11 +6,12 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_jepa import PPO, JepaCallback, JepaExtractor, load_encoder, save_encoder
 from sb3_jepa.encoders import find_encoders
-from tests.conftest import SMALL_PPO
+from tests.conftest import SMALL_PPO, FakeEnv
 
 EXTRACTOR = dict(embed_dim=16, num_heads=2, depth=1, standardize_frames=16)
 POLICY = dict(features_extractor_kwargs=EXTRACTOR, net_arch=[16])
@@ -153,3 +155,50 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         save_encoder(make_ppo(), path)
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_extractor_that_is_made_of_others():
+    space = spaces.Dict(image=spaces.Box(0, 255, (3, 36, 36), np.uint8), vector=spaces.Box(-1, 1, (2,)))
+    env = make_vec_env(lambda: FakeEnv(space), n_envs=2)
+    model = stable_baselines3.A2C("MultiInputPolicy", env).learn(20, callback=JepaCallback())
+    assert list(find_encoders(model.policy).values()) == [model.policy.features_extractor]
+
+
+def test_the_target_critic_of_a_shared_encoder(tmp_path):
+    policy_kwargs = dict(POLICY, features_extractor_class=JepaExtractor, share_features_extractor=True)
+    model, other = (stable_baselines3.SAC("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs) for _ in range(2))
+    load_encoder(other, save_encoder(model, tmp_path / "encoder.pth"))
+    assert_same(model.critic.features_extractor, other.critic_target.features_extractor)
+
+
+def test_what_was_measured_of_a_frozen_encoder_stays(tmp_path):
+    path = save_encoder(make_ppo().learn(96), tmp_path / "encoder.pth")
+    # One that asks for more observations than were measured
+    model = make_ppo(features_extractor_kwargs=dict(EXTRACTOR, standardize_frames=64))
+    load_encoder(model, path, freeze=True)
+    model.learn(96)
+    assert_same(model.policy.features_extractor, make_and_load(path))
+    # One of two: the other one is measured alone
+    model = make_ppo(share_features_extractor=False)
+    load_encoder(model, path, encoders=["actor"])
+    before = copy.deepcopy(model.policy.pi_features_extractor.standardizations[0])
+    model.learn(96)
+    assert_same(before, model.policy.pi_features_extractor.standardizations[0])
+    assert model.policy.vf_features_extractor.n_inputs_to_measure == 0
+
+
+def test_the_zip_knows_what_was_frozen_last(tmp_path):
+    model = make_ppo(share_features_extractor=False).learn(64)
+    path = save_encoder(model, tmp_path / "encoder.pth")
+
+    def is_frozen_after_loading() -> bool:
+        model.save(tmp_path / "model")
+        loaded = PPO.load(tmp_path / "model")
+        return not any(p.requires_grad for e in find_encoders(loaded.policy).values() for p in e.parameters())
+
+    load_encoder(model, path, encoders=["actor"], freeze=True)
+    assert not is_frozen_after_loading()
+    load_encoder(model, path, encoders=["critic"], freeze=True)
+    assert is_frozen_after_loading()
+    load_encoder(model, path)
+    assert not is_frozen_after_loading()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_jepa.export
@@ -29,9 +30,10 @@ def observe(env: VecEnv):
 def check(model, tmp_path) -> None:
     """Both formats against ``predict``."""
     onnxruntime = pytest.importorskip("onnxruntime")
+    # First, when the policy still holds what it last computed with a gradient
+    export_policy(model, tmp_path / "policy.onnx")
     observations = observe(model.get_env())
     expected, _ = model.predict(observations, deterministic=True)
-    export_policy(model, tmp_path / "policy.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
     fed = observations if isinstance(observations, dict) else {"observation": observations}
     (actions,) = session.run(["action"], fed)
@@ -52,6 +54,11 @@ def test_joint_training(algorithm, observation, action, tmp_path):
 @pytest.mark.parametrize("algorithm", ["DQN", "SAC"])
 def test_stock_algorithms(algorithm, tmp_path):
     check(make_stock_model(algorithm, "image").learn(60), tmp_path)
+
+
+def test_state_dependent_exploration_and_squashed_actions(tmp_path):
+    model = make_stock_model("PPO", env=make_vec_env("Pendulum-v1", n_envs=2), use_sde=True, sde_sample_freq=4)
+    check(model.learn(48), tmp_path)
 
 
 def test_what_cannot_be_exported(tmp_path, monkeypatch):
