@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from stable_baselines3.common.policies import BasePolicy
+from torch import nn
 
 try:
     import sb3_contrib
@@ -47,6 +48,8 @@ class RecurrentJepaPolicy(JointPolicy, RecurrentActorCriticPolicy):  # type: ign
     :class:`~sb3_jepa.policies.JointPolicy` for its parameters. The embedding that is predicted is the one that goes
     into the LSTM.
     """
+
+    lstm_actor: nn.LSTM
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # sb3-contrib forgets these
