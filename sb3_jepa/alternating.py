@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_jepa.actions import encode_actions
-from sb3_jepa.buffers import NO_KEY, NextObservationIndex, Transitions, by_key
+from sb3_jepa.buffers import NextObservationIndex, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.encoders import LEARNERS, pick_encoders
 from sb3_jepa.extractors import JepaExtractor
@@ -48,11 +48,7 @@ class EncoderLearner:
         :param next_observations: Preprocessed next observations
         :param valid: ``(batch,)``, 1 where the next observation is known
         """
-        # Between rollouts a policy is in evaluation mode
-        was_training = self.encoder.training
-        self.encoder.train()
         embedding = self.encoder(observations)
-        self.encoder.train(was_training)
         loss, terms = self.objective(embedding, actions, next_observations, valid)
         self.optimizer.zero_grad()
         if loss.requires_grad:
@@ -152,7 +148,7 @@ class RolloutSource:
             rows, order = order[:batch_size], order[batch_size:]
             taken = {key: array[rows] for key, array in observations.items()}
             yield Transitions(
-                obs_as_tensor(taken.get(NO_KEY, taken), device),
+                obs_as_tensor(unkeyed(taken), device),
                 th.as_tensor(actions[rows], dtype=th.float32, device=device),
                 obs_as_tensor(self._next.take(observations, rows), device),
                 th.as_tensor(self._next.valid[rows], device=device),
@@ -186,7 +182,7 @@ class ReplaySource:
         n_rows = min(buffer.size(), -(-n_observations // buffer.n_envs))
         rows = np.arange(buffer.pos - n_rows, buffer.pos)
         arrays = {key: np.concatenate(array[rows]) for key, array in by_key(buffer.observations).items()}
-        return buffer._normalize_obs(arrays.get(NO_KEY, arrays), self.model._vec_normalize_env)
+        return buffer._normalize_obs(unkeyed(arrays), self.model._vec_normalize_env)
 
     def on_step(self, row_locals: dict[str, Any]) -> None:
         """The replay buffer knows next observations."""
@@ -335,9 +331,15 @@ class AlternatingTraining:
             learner.objective.update_momentum(progress_remaining)
         # A replay buffer holds continuous actions as they are scaled
         is_scaled = isinstance(self.source, ReplaySource) or self.model.policy.squash_output
+        # Between rollouts a policy is in evaluation mode
+        was_training = self.model.policy.training
+        for learner in self.learners.values():
+            learner.encoder.train()
         for transitions in self.source.minibatches(self.n_updates, self.batch_size):
             observations = self._preprocess(transitions.observations)
             next_observations = self._preprocess(transitions.next_observations)
             actions = encode_actions(transitions.actions, self.model.action_space, is_scaled)
             for learner in self.learners.values():
                 learner.learn(observations, actions, next_observations, transitions.valid)
+        for learner in self.learners.values():
+            learner.encoder.train(was_training)

@@ -19,6 +19,11 @@ def by_key(observations: Any) -> Mapping[str, Any]:
     return observations if isinstance(observations, Mapping) else {NO_KEY: observations}
 
 
+def unkeyed(keyed: Mapping[str, Any]) -> Any:
+    """The inverse of :func:`by_key`."""
+    return keyed.get(NO_KEY, keyed)
+
+
 class Transitions(NamedTuple):
     """
     What an objective learns from: a batch of transitions. With ``Dict`` observations, a dictionary of such.
@@ -124,7 +129,7 @@ class NextObservationIndex:
         for key, array in by_key(observations).items():
             taken[key] = array[row_index]
             taken[key][is_stored] = self._stored_arrays[key][stored_index]
-        return taken.get(NO_KEY, taken)
+        return unkeyed(taken)
 
 
 class NextObservations(RolloutBuffer):

@@ -10,7 +10,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_jepa.alternating import AlternatingTraining
-from sb3_jepa.buffers import NO_KEY, NextObservations, by_key
+from sb3_jepa.buffers import NextObservations, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.policies import JointPolicy
@@ -181,7 +181,7 @@ class JepaCallback(BaseCallback):
             self.logger.dump(step=self.num_timesteps)
 
     def _measure(self, observations: Mapping[str, np.ndarray]) -> None:
-        self._standardizing.measure_inputs(observations.get(NO_KEY, observations))
+        self._standardizing.measure_inputs(unkeyed(observations))
 
     def _measure_inputs(self, model: OnPolicyAlgorithm) -> None:
         """

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.distributions import Distribution
 
-from sb3_jepa.buffers import NO_KEY, by_key
+from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.saving import replace_when_complete
 
 
@@ -85,7 +85,7 @@ def export_policy(model: BaseAlgorithm, path: str | pathlib.Path) -> None:
     # Two of them, for a batch of one would be taken for a constant
     examples = [by_key(space.sample()) for _ in range(2)]
     batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
-    observation, _ = policy.obs_to_tensor(batch.get(NO_KEY, batch))
+    observation, _ = policy.obs_to_tensor(unkeyed(batch))
     any_batch = {0: th.export.Dim.AUTO}
     shapes: Any = {key: any_batch for key in batch} if NO_KEY not in batch else any_batch
     with _quietly():
