@@ -18,9 +18,9 @@ from stable_baselines3.her import HerReplayBuffer
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NextObservationIndex, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
-from sb3_jepa.encoders import LEARNERS, pick_encoders
-from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.encoders import LEARNERS, measure_inputs, n_inputs_to_measure, pick_encoders
 from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.parts import InputStandardization
 from sb3_jepa.parts.transformer import Attention
 
 
@@ -277,42 +277,24 @@ class AlternatingTraining:
         return EncoderLearner(encoder, objective.to(self.model.device), self.learning_rate(1.0))
 
     @property
-    def _extractors(self) -> list[JepaExtractor]:
-        # Those of target networks too: they must see what the others see
-        return [module for module in self.model.policy.modules() if isinstance(module, JepaExtractor)]
-
-    @property
-    def n_inputs_to_measure(self) -> int:
-        """Number of observations that the input statistics still lack."""
-        return max((extractor.n_inputs_to_measure for extractor in self._extractors), default=0)
+    def objectives(self) -> dict[str, NextLatentPrediction]:
+        """What the encoders learn, by the names of their networks."""
+        return {name: learner.objective for name, learner in self.learners.items()}
 
     def measure_replay(self) -> None:
         """
         Off-policy, measure what the replay buffer holds: when the algorithm is about to learn for the first time, and,
         if that was not enough, once more when there is enough.
         """
-        n_missing = self.n_inputs_to_measure
-        source = self.source
+        policy, source = self.model.policy, self.source
+        n_missing = n_inputs_to_measure(policy)
         if n_missing == 0 or isinstance(source, RolloutSource) or not source.is_ready:
             return
         buffer = source.model.replay_buffer
         assert buffer is not None
-        n_seen = [int(one.n_seen) for extractor in self._extractors for one in extractor.standardizations]
+        n_seen = [int(module.n_seen) for module in policy.modules() if isinstance(module, InputStandardization)]
         if min(n_seen) == 0 or buffer.size() * buffer.n_envs >= n_missing + max(n_seen):
-            self.measure_inputs(source.latest(n_missing))
-
-    def measure_inputs(self, observations: Any) -> None:
-        """
-        Merge observations into the statistics that standardise the input.
-
-        :param observations: ``(samples, *observation shape)``
-        """
-        inputs = self._preprocess(obs_as_tensor(observations, self.model.device))
-        for extractor in self._extractors:
-            if extractor.n_inputs_to_measure > 0:
-                extractor.measure_inputs(inputs)
-        for learner in self.learners.values():
-            learner.objective.target_encoder.copy_buffers(learner.encoder)
+            measure_inputs(policy, source.latest(n_missing), self.objectives)
 
     def _preprocess(self, observations: Any) -> Any:
         policy = self.model.policy

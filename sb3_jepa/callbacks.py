@@ -1,7 +1,6 @@
 """What a JEPA needs from a running training, and what it tells about itself."""
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_jepa.alternating import AlternatingTraining
 from sb3_jepa.buffers import NextObservations, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
+from sb3_jepa.encoders import measure_inputs, n_inputs_to_measure
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.policies import JointPolicy
 
@@ -99,7 +99,7 @@ class JepaCallback(BaseCallback):
         """What the encoders learn, by the names of their networks."""
         if self._alternating is None:
             return dict(self.policy.objectives)
-        return {name: learner.objective for name, learner in self._alternating.learners.items()}
+        return self._alternating.objectives
 
     @property
     def gauges(self) -> dict[str, ObjectiveGauge]:
@@ -107,10 +107,6 @@ class JepaCallback(BaseCallback):
         if self._alternating is None:
             return dict(self.policy.gauges)
         return {name: learner.gauge for name, learner in self._alternating.learners.items()}
-
-    @property
-    def _standardizing(self) -> Any:
-        return self._alternating or self.policy
 
     def _on_training_start(self) -> None:
         self._stopped = False
@@ -125,7 +121,7 @@ class JepaCallback(BaseCallback):
         else:
             self._alternating = AlternatingTraining(self.model, **self._alternating_kwargs)  # type: ignore[arg-type]
         self._reset_gauges()
-        n_steps, n_missing = self._n_remaining_steps, self._standardizing.n_inputs_to_measure
+        n_steps, n_missing = self._n_remaining_steps, n_inputs_to_measure(self.policy)
         if n_missing >= n_steps and isinstance(self.model, OnPolicyAlgorithm):
             warnings.warn(
                 f"The {n_missing} observations that the input statistics still lack use up the {n_steps} time steps of "
@@ -180,16 +176,13 @@ class JepaCallback(BaseCallback):
             self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
             self.logger.dump(step=self.num_timesteps)
 
-    def _measure(self, observations: Mapping[str, np.ndarray]) -> None:
-        self._standardizing.measure_inputs(unkeyed(observations))
-
     def _measure_inputs(self, model: OnPolicyAlgorithm) -> None:
         """
         Collect observations without learning from them. They go through ``collect_rollouts``, so that time steps,
         episode statistics and the other callbacks take part as ever.
         """
         buffer = model.rollout_buffer
-        while (n_missing := self._standardizing.n_inputs_to_measure) > 0:
+        while (n_missing := n_inputs_to_measure(self.policy)) > 0:
             n_steps = min(buffer.buffer_size, -(-n_missing // buffer.n_envs))
             self._measuring = True
             try:
@@ -205,7 +198,8 @@ class JepaCallback(BaseCallback):
                 self._stopped = True
                 buffer.reset()
                 return
-            self._measure({key: np.concatenate(array[:n_steps]) for key, array in by_key(buffer.observations).items()})
+            seen = {key: np.concatenate(array[:n_steps]) for key, array in by_key(buffer.observations).items()}
+            measure_inputs(self.policy, unkeyed(seen), self.objectives)
             buffer.reset()
 
     def _reset_gauges(self) -> None:

@@ -1,14 +1,20 @@
 """The encoders of a policy: found, saved, and loaded into another one."""
 
 import pathlib
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.saving import replace_when_complete
 
 SAFETENSORS = ".safetensors"
@@ -56,6 +62,42 @@ def pick_encoders(model: BaseAlgorithm, names: list[str] | None) -> dict[str, Ba
             "Pass `features_extractor_class=sb3_jepa.JepaExtractor` in `policy_kwargs`"
         )
     return {name: found[name] for name in names}
+
+
+def n_inputs_to_measure(policy: BasePolicy) -> int:
+    """
+    :param policy: Of any algorithm
+    :return: Number of observations that the input statistics of its encoders still lack
+    """
+    extractors = [module for module in policy.modules() if isinstance(module, JepaExtractor)]
+    return max((extractor.n_inputs_to_measure for extractor in extractors), default=0)
+
+
+def measure_inputs(
+    policy: BasePolicy,
+    observations: np.ndarray | dict[str, np.ndarray],
+    objectives: Mapping[str, NextLatentPrediction],
+) -> None:
+    """
+    Merge observations into the statistics that standardise the input, for all that encode alike: target networks and
+    target encoders must see what the others see. Changes the function that the policy computes: only to be called
+    between an update and the next rollout.
+
+    :param policy: Of any algorithm
+    :param observations: ``(samples, *observation shape)``
+    :param objectives: What its encoders learn, by the names of :func:`find_encoders`
+    """
+    inputs = preprocess_obs(
+        obs_as_tensor(observations, policy.device), policy.observation_space, normalize_images=policy.normalize_images
+    )
+    targets = [objective.target_encoder for objective in objectives.values()]
+    of_objectives = [target.encoder for target in targets]
+    for module in policy.modules():
+        if isinstance(module, JepaExtractor) and module not in of_objectives and module.n_inputs_to_measure > 0:
+            module.measure_inputs(inputs)
+    encoders = find_encoders(policy)
+    for name, target in zip(objectives, targets, strict=True):
+        target.copy_buffers(encoders[name])
 
 
 def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | None = None) -> pathlib.Path:
@@ -127,8 +169,6 @@ def _targets(policy: BasePolicy, picked: dict[str, BaseFeaturesExtractor]) -> li
 
 
 def _remember_frozen(model: BaseAlgorithm) -> None:
-    from sb3_jepa.extractors import JepaExtractor
-
     encoders = find_encoders(model.policy).values()
     if all(isinstance(encoder, JepaExtractor) for encoder in encoders):
         frozen = not any(parameter.requires_grad for encoder in encoders for parameter in encoder.parameters())

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -14,12 +13,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NextObservations, Transitions, by_key
 from sb3_jepa.diagnostics import ObjectiveGauge
+from sb3_jepa.encoders import n_inputs_to_measure
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import attach_loss
@@ -248,27 +247,10 @@ class JointPolicy(_Base):
                 )
         return super().forward(obs, *args, **kwargs)  # type: ignore[arg-type]
 
-    def measure_inputs(self, observations: np.ndarray | dict[str, np.ndarray]) -> None:
-        """
-        Merge observations into the statistics that standardise the input, for context and target encoder alike. Changes
-        the function that the policy computes: only to be called between an update and the next rollout.
-
-        :param observations: ``(samples, *observation shape)``
-        """
-        inputs = preprocess_obs(
-            obs_as_tensor(observations, self.device), self.observation_space, normalize_images=self.normalize_images
-        )
-        for name, encoder in self.encoders.items():
-            if isinstance(encoder, JepaExtractor) and encoder.n_inputs_to_measure > 0:
-                encoder.measure_inputs(inputs)
-                if name in self.objectives:
-                    self.objectives[name].target_encoder.copy_buffers(encoder)
-
     @property
     def n_inputs_to_measure(self) -> int:
         """Number of observations that the input statistics still lack."""
-        encoders = self.encoders.values()
-        return max(encoder.n_inputs_to_measure if isinstance(encoder, JepaExtractor) else 0 for encoder in encoders)
+        return n_inputs_to_measure(self)
 
     def set_training_mode(self, mode: bool) -> None:
         """
