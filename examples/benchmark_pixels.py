@@ -13,7 +13,7 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole is drawn, but no w
 import gymnasium as gym
 from gymnasium.wrappers import AddRenderObservation, FrameStackObservation, GrayscaleObservation, ResizeObservation
 
-from sb3_jepa.envs import pixel_observations
+from sb3_jepa.envs import PixelObservation
 
 
 def with_gymnasium(env: gym.Env) -> gym.Env:
@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     envs = {}
-    for name, wrap in (("Gymnasium's wrappers", with_gymnasium), ("pixel_observations", pixel_observations)):
+    for name, wrap in (("Gymnasium's wrappers", with_gymnasium), ("PixelObservation", PixelObservation)):
         envs[name] = wrap(gym.make("CartPole-v1", render_mode="rgb_array"))
     # In turns, so that whatever else the machine does slows both
     rates: dict[str, list[float]] = {name: [] for name in envs}

@@ -44,7 +44,7 @@ class JepaCallback(BaseCallback):
       they are time steps like all others: they are counted, and other callbacks see them (and may evaluate or save the
       untrained policy). Off-policy, it is what the replay buffer holds when learning starts, and if that is not enough
       the next ones too: so let ``learning_starts`` be as many.
-    - The target encoder's momentum moves along its schedule.
+    - The target encoder's momentum and the encoder's learning rate move along their schedules.
     - After each update (off-policy, every 100) ``jepa/prediction_loss``, ``jepa/variance_loss``,
       ``jepa/embedding_variance``, ``jepa/effective_rank`` and ``jepa/momentum`` are logged, and a warning tells once if
       the encoder collapses.
@@ -88,6 +88,7 @@ class JepaCallback(BaseCallback):
         self._alternating: AlternatingTraining | None = None
         self._measuring = False
         self._stopped = False
+        self._has_ended = False
 
     @property
     def policy(self) -> Any:
@@ -109,7 +110,7 @@ class JepaCallback(BaseCallback):
         return {name: learner.gauge for name, learner in self._alternating.learners.items()}
 
     def _on_training_start(self) -> None:
-        self._stopped = False
+        self._stopped = self._has_ended = False
         self._alternating = None
         if isinstance(self.policy, JointPolicy):
             given = [name for name, value in self._alternating_kwargs.items() if value is not None]
@@ -147,8 +148,7 @@ class JepaCallback(BaseCallback):
             self._alternating.train(self._progress_remaining)
         self._log_update()
         if self._alternating is None:
-            for objective in self.objectives.values():
-                objective.update_momentum(self._progress_remaining)
+            self.policy.update_schedules(self._progress_remaining)
         if isinstance(self.model, OnPolicyAlgorithm):
             self._measure_inputs(self.model)
 
@@ -167,6 +167,10 @@ class JepaCallback(BaseCallback):
         self._alternating.measure_replay()
 
     def _on_training_end(self) -> None:
+        # rl-baselines3-zoo calls it twice
+        if self._has_ended:
+            return
+        self._has_ended = True
         if self._alternating is not None:
             self._alternating.train(self._progress_remaining)
         self._log_update(is_last=True)

@@ -9,7 +9,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.wrappers import AddRenderObservation, FrameStackObservation, TransformObservation
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
@@ -19,16 +18,11 @@ ROUND_TO = 16
 LUMINANCE = np.array([[0.2125, 0.7154, 0.0721]])
 
 
-def pixel_observations(
-    env: gym.Env,
-    frame_size: int | tuple[int, int] = 64,
-    crop: tuple[int, int, int, int] | None = None,
-    grayscale: bool = True,
-    frames: int = 3,
-) -> gym.Env:
+class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """
     Replace an environment's observations by its last rendered frames: render, crop, resize, grey, stack.
-    After a reset the first frame is repeated, and a stack never spans two episodes.
+    After a reset the first frame is repeated, and a stack never spans two episodes. Observations are uint8,
+    ``(frames * channels, height, width)``, oldest frame first.
 
     :param env: Environment made with ``render_mode="rgb_array"``
     :param frame_size: ``(height, width)`` of a frame in pixels. A single number is the length of the shorter side; the
@@ -36,48 +30,85 @@ def pixel_observations(
     :param crop: ``(top, bottom, left, right)``: the rows and columns of the rendered picture to keep
     :param grayscale: Whether to turn the picture grey; else it has three channels
     :param frames: Number of frames in an observation
-    :return: Environment with uint8 observations ``(frames * channels, height, width)``, oldest frame first
     :raises ValueError: If the environment does not render to arrays, or an argument does not fit its picture
     :raises ImportError: If OpenCV is not installed
     """
-    if env.render_mode != "rgb_array":
-        raise ValueError(f'The environment must be made with `render_mode="rgb_array"`, got {env.render_mode!r}')
-    if frames <= 0:
-        raise ValueError(f"`frames` must be positive, got {frames}")
-    try:
-        import cv2  # noqa: F401  (the first frame would fail otherwise)
-    except ImportError as error:
-        raise ImportError('Pixel environments need OpenCV: pip install "sb3-jepa[pixels]"') from error
 
-    rendered = AddRenderObservation(env, render_only=True)
-    assert rendered.observation_space.shape is not None
-    if len(rendered.observation_space.shape) != 3 or rendered.observation_space.shape[2] != 3:
-        raise ValueError(f"The picture must have three channels, got the shape {rendered.observation_space.shape}")
-    height, width = rendered.observation_space.shape[:2]
-    top, bottom, left, right = crop = (0, height, 0, width) if crop is None else crop
-    if not (0 <= top < bottom <= height and 0 <= left < right <= width):
-        raise ValueError(f"`crop` must be (top, bottom, left, right) within {height}x{width} pixels, got {crop}")
-    size = _frame_size(frame_size, bottom - top, right - left)
-    to_frame = partial(_to_frame, grayscale=grayscale)
+    def __init__(
+        self,
+        env: gym.Env,
+        frame_size: int | tuple[int, int] = 64,
+        crop: tuple[int, int, int, int] | None = None,
+        grayscale: bool = True,
+        frames: int = 3,
+    ):
+        # Gymnasium's wrappers do this too, for `gym.make(env.spec)`
+        gym.utils.RecordConstructorArgs.__init__(
+            self, frame_size=frame_size, crop=crop, grayscale=grayscale, frames=frames
+        )
+        gym.Wrapper.__init__(self, env)
+        if env.render_mode != "rgb_array":
+            raise ValueError(f'The environment must be made with `render_mode="rgb_array"`, got {env.render_mode!r}')
+        if frames <= 0:
+            raise ValueError(f"`frames` must be positive, got {frames}")
+        try:
+            import cv2  # noqa: F401  (the first frame would fail otherwise)
+        except ImportError as error:
+            raise ImportError('Pixel environments need OpenCV: pip install "sb3-jepa[pixels]"') from error
 
-    space = spaces.Box(0, 255, (1 if grayscale else 3, *size), dtype=np.uint8)
-    shown: gym.ObservationWrapper = TransformObservation(
-        rendered, lambda image: to_frame(image[top:bottom, left:right], size), space
-    )
-    if isinstance(env.unwrapped, CartPoleEnv):
-        # Only here, for it needs pygame, which other environments do not
-        from sb3_jepa.fast_cartpole import FastCartPole, renders_cartpole
+        env.reset()
+        picture = np.asarray(env.render())
+        if picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(f"The picture must have three channels, got the shape {picture.shape}")
+        height, width = picture.shape[:2]
+        top, bottom, left, right = self.crop = (0, height, 0, width) if crop is None else crop
+        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+            raise ValueError(f"`crop` must be (top, bottom, left, right) within {height}x{width} pixels, got {crop}")
+        self.frame_size = _frame_size(frame_size, bottom - top, right - left)
+        self.n_frames = frames
+        self._to_frame = partial(_to_frame, grayscale=grayscale)
+        self._draw: Callable[[], np.ndarray] = self._draw_rendered
+        if isinstance(env.unwrapped, CartPoleEnv):
+            # Only here, for it needs pygame, which other environments do not
+            from sb3_jepa.fast_cartpole import FastCartPole, renders_cartpole
 
-        if renders_cartpole(env):
-            fast = FastCartPole(env, crop, size, to_frame)
-            # Another version of Gymnasium may draw another picture
-            if np.allclose(fast.observation(None), shown.observation(env.render()), rtol=0, atol=1):
-                shown = fast
-    # One frame after the other: (frames * channels, height, width)
-    stacked = spaces.Box(0, 255, (frames * space.shape[0], *size), dtype=np.uint8)
-    return TransformObservation(
-        FrameStackObservation(shown, frames), lambda stack: stack.reshape(stacked.shape), stacked
-    )
+            if renders_cartpole(env):
+                fast = FastCartPole(env.unwrapped, self.crop, self.frame_size, self._to_frame)
+                # Another version of Gymnasium may draw another picture
+                if np.allclose(fast.draw(), self._draw_rendered(), rtol=0, atol=1):
+                    self._draw = fast.draw
+        shape = (frames * (1 if grayscale else 3), *self.frame_size)
+        self.observation_space = spaces.Box(0, 255, shape, dtype=np.uint8)
+
+    def _draw_rendered(self) -> np.ndarray:
+        top, bottom, left, right = self.crop
+        picture: Any = self.env.render()
+        return self._to_frame(picture[top:bottom, left:right], self.frame_size)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """
+        Begin an episode.
+
+        :param seed: Seed of the environment's random numbers
+        :param options: Of the environment
+        :return: The first frame, repeated, and information
+        """
+        _, info = self.env.reset(seed=seed, options=options)
+        self._stack = np.concatenate([self._draw()] * self.n_frames)
+        return self._stack, info
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict]:
+        """
+        Act.
+
+        :param action: Action
+        :return: The last frames, reward, whether the episode is terminated, whether it is truncated, and information
+        """
+        _, reward, terminated, truncated, info = self.env.step(action)
+        frame = self._draw()
+        # A new array: those of earlier steps stay as they are
+        self._stack = np.concatenate((self._stack[len(frame) :], frame))
+        return self._stack, reward, terminated, truncated, info
 
 
 def _to_frame(image: np.ndarray, size: tuple[int, int], grayscale: bool) -> np.ndarray:
@@ -116,7 +147,7 @@ def make_pixel_vec_env(
 ) -> VecEnv:
     """
     Vectorised, monitored environments whose observations are their last rendered frames, see
-    :func:`pixel_observations`.
+    :class:`PixelObservation`.
 
     :param env_id: Any Gymnasium environment that renders to ``rgb_array``: its ID, class or a callable that makes it
     :param n_envs: Number of environments in parallel
@@ -137,7 +168,7 @@ def make_pixel_vec_env(
         env_id,
         n_envs=n_envs,
         seed=seed,
-        wrapper_class=pixel_observations,
+        wrapper_class=PixelObservation,
         wrapper_kwargs=dict(frame_size=frame_size, crop=crop, grayscale=grayscale, frames=frames),
         env_kwargs=env_kwargs,
         vec_env_cls=vec_env_cls,

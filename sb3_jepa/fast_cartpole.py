@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pygame
-from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from pygame import gfxdraw
@@ -67,28 +65,26 @@ class Axis:
         )
 
 
-class FastCartPole(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
+class FastCartPole:
     """
-    Replace CartPole's observation by its resized picture. Only the block around cart and pole is drawn and resized, for
-    nothing else in the picture moves. ``render()`` is still Gymnasium's.
+    CartPole's resized picture. Only the block around cart and pole is drawn and resized, for nothing else in it
+    moves.
 
-    :param env: Environment for which :func:`renders_cartpole` is true
+    :param cartpole: Environment for which :func:`renders_cartpole` is true
     :param crop: ``(top, bottom, left, right)``: the rows and columns of the picture to keep
-    :param frame_size: ``(height, width)`` of the observation
+    :param frame_size: ``(height, width)`` of the frame
     :param to_frame: Turns a picture or a block of it, ``(rows, columns, 3)``, and the ``(height, width)`` to resize it
         to, into ``(channels, height, width)``
     """
 
     def __init__(
         self,
-        env: gym.Env,
+        cartpole: CartPoleEnv,
         crop: tuple[int, int, int, int],
         frame_size: tuple[int, int],
         to_frame: Callable[[np.ndarray, tuple[int, int]], np.ndarray],
     ) -> None:
-        # Gymnasium's wrappers do this too, for `gym.make(env.spec)`
-        gym.utils.RecordConstructorArgs.__init__(self, crop=crop, frame_size=frame_size, to_frame=to_frame)
-        gym.ObservationWrapper.__init__(self, env)
+        self.cartpole = cartpole
         top, bottom, left, right = crop
         # Enlarging looks at the neighbouring pixels, so that it knows no periods
         enlarges = frame_size[0] > bottom - top or frame_size[1] > right - left
@@ -96,21 +92,17 @@ class FastCartPole(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
         self.columns = Axis(left, right, frame_size[1], whole=enlarges)
         self.to_frame = to_frame
 
-        assert isinstance(env.unwrapped, CartPoleEnv)
-        self.cartpole = env.unwrapped
         # Red, green, blue in memory, the order in which they are wanted: copying a block is then 20 times faster
         size = (self.cartpole.screen_width, self.cartpole.screen_height)
         self.surface = pygame.Surface(size, 0, 24, (0xFF, 0xFF00, 0xFF0000, 0))
         self.surface.fill(WHITE)
         gfxdraw.hline(self.surface, 0, size[0], TRACK, BLACK)
         self.background = to_frame(self._picture(slice(top, bottom), slice(left, right)), frame_size)
-        self.observation_space = spaces.Box(0, 255, self.background.shape, dtype=np.uint8)
 
-    def observation(self, observation: Any) -> np.ndarray:
+    def draw(self) -> np.ndarray:
         """
         Draw the current state.
 
-        :param observation: Not used
         :return: The resized picture, ``(channels, height, width)``
         """
         cart, pole, axle = self._shapes()

@@ -48,8 +48,9 @@ class JointPolicy(_Base):
         ``variance_coef``
     :param rl_gradient: Whether the gradient of the actor's and critic's losses may reach the encoder. If not, actor and
         critic still learn, from an embedding that only the objective shapes.
-    :param encoder_lr_factor: Learning rate of the encoder, as a multiple of the learning rate of all else; it follows
-        the algorithm's schedule. Below 1, the embedding changes slowly enough for actor and critic to follow.
+    :param encoder_lr_factor: Learning rate of the encoder, as a multiple of the learning rate of all else, whose
+        schedule it follows; it can be a function of the current progress remaining (from 1 to 0) itself. Below 1, the
+        embedding changes slowly enough for actor and critic to follow.
     :param share_features_extractor: If True, actor and critic read one embedding. If not, each has an encoder of its
         own, with an objective of its own.
     :param objective_for: Which encoder learns the objective if they are not shared: ``"actor"``, ``"critic"`` or
@@ -78,7 +79,7 @@ class JointPolicy(_Base):
         objective_class: type[NextLatentPrediction] = NextLatentPrediction,
         objective_kwargs: dict[str, Any] | None = None,
         rl_gradient: bool = True,
-        encoder_lr_factor: float = 0.3,
+        encoder_lr_factor: float | Schedule = 0.3,
         share_features_extractor: bool = True,
         objective_for: str = "both",
         normalize_images: bool = True,
@@ -98,9 +99,10 @@ class JointPolicy(_Base):
         self.objective_class = objective_class
         self.objective_kwargs = objective_kwargs or {}
         self.rl_gradient = rl_gradient
-        if not 0.0 <= encoder_lr_factor < float("inf"):
-            raise ValueError(f"`encoder_lr_factor` must be finite and not negative, got {encoder_lr_factor}")
         self.encoder_lr_factor = encoder_lr_factor
+        # A schedule that goes wrong should do so now and not in the middle of the training
+        for progress_remaining in (0.0, 0.5, 1.0):
+            self._current_lr_factor = self._encoder_lr_factor_at(progress_remaining)
         features_extractor_kwargs = dict(features_extractor_kwargs or {})
         # As Stable-Baselines3 does for its own CNN
         if not normalize_images and issubclass(features_extractor_class, JepaExtractor):
@@ -182,13 +184,33 @@ class JointPolicy(_Base):
         super().__setstate__(state)
         self._register_optimizer_hooks()
 
+    def _encoder_lr_factor_at(self, progress_remaining: float) -> float:
+        factor = self.encoder_lr_factor
+        factor = float(factor(progress_remaining) if callable(factor) else factor)
+        if not 0.0 <= factor < float("inf"):
+            raise ValueError(
+                f"`encoder_lr_factor` must be finite and not negative, got {factor} at "
+                f"progress_remaining={progress_remaining}"
+            )
+        return factor
+
+    def update_schedules(self, progress_remaining: float) -> None:
+        """
+        Follow the schedules of the momentum and of the encoder's learning rate, if they have one.
+
+        :param progress_remaining: Remaining progress of the training, from 1 to 0
+        """
+        for objective in self.objectives.values():
+            objective.update_momentum(progress_remaining)
+        self._current_lr_factor = self._encoder_lr_factor_at(progress_remaining)
+
     def _scale_encoder_learning_rate(self) -> None:
         # Before each update Stable-Baselines3 sets one rate for all groups
         others, *groups = self.optimizer.param_groups
         for group in groups:
             # None, if somebody has given the policy another optimiser
             if group.get("name") == "encoder":
-                group["lr"] = self.encoder_lr_factor * others["lr"]
+                group["lr"] = self._current_lr_factor * others["lr"]
 
     def _check_loss_attached(self) -> None:
         if not self._loss_attached:

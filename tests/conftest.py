@@ -1,6 +1,9 @@
 """Environments the tests share."""
 
 import os
+import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -93,6 +96,17 @@ def make_counting_env(lengths=EPISODE_LENGTHS, action_space: spaces.Space | None
         return CountingImageEnv(number, lengths[number], action_space)
 
     return make_vec_env(make, n_envs=len(lengths), seed=0)
+
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+
+
+def run_example(script: str, *arguments: str, cwd: pathlib.Path | None = None) -> str:
+    """What a script of ``examples/`` prints."""
+    command = [sys.executable, str(EXAMPLES / script), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.fixture

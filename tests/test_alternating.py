@@ -18,7 +18,7 @@ from sb3_jepa.alternating import ReplaySource
 from sb3_jepa.encoders import LEARNERS, find_encoders
 from tests.conftest import EPISODE_LENGTHS, CountingImageEnv, FakeEnv, make_counting_env
 from tests.test_buffers import ONE_STEP, is_end, origin
-from tests.test_matrix import ACTIONS, EXTRACTOR, OBSERVATIONS, distance, parameters
+from tests.test_matrix import ACTIONS, EXTRACTOR, OBSERVATIONS, CheckedPrediction, distance, parameters
 
 ON_POLICY = dict(n_steps=16)
 OFF_POLICY = dict(learning_starts=20, buffer_size=200, batch_size=16)
@@ -62,9 +62,10 @@ def test_alternating_training(algorithm, observation, tmp_path):
     encoders = find_encoders(model.policy)
     assert list(encoders) == ALGORITHMS[algorithm][3]
     before = {name: parameters(encoder) for name, encoder in encoders.items()}
-    callback = JepaCallback()
+    callback = JepaCallback(objective_class=CheckedPrediction)
     model.learn(16 + 64, callback=callback)
     for name, objective in callback.objectives.items():
+        assert objective.n_updates > 0
         moved = distance(before[name], parameters(encoders[name]))
         assert 0 < distance(before[name], parameters(objective.target_encoder.encoder)) < moved
     # All that encode see the same, target networks too
@@ -81,7 +82,7 @@ def test_alternating_training(algorithm, observation, tmp_path):
     actions = [one.predict(observations, deterministic=True)[0] for one in (model, loaded)]
     # TRPO differentiates twice, and then with another kernel
     assert np.allclose(*actions, atol=1e-5)
-    resumed = JepaCallback()
+    resumed = JepaCallback(objective_class=CheckedPrediction)
     loaded.learn(0, callback=resumed, reset_num_timesteps=False)
     check_equal(callback, resumed)
     loaded.learn(32, callback=resumed, reset_num_timesteps=False)

@@ -6,7 +6,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_jepa import A2C, PPO, MaskablePPO, RecurrentPPO, Transitions
+from sb3_jepa import A2C, PPO, MaskablePPO, NextLatentPrediction, RecurrentPPO, Transitions
 from tests.conftest import FakeEnv
 
 IMAGE = spaces.Box(0, 255, (3, 16, 24), np.uint8)
@@ -38,6 +38,19 @@ SPACES = [(observation, "Discrete") for observation in OBSERVATIONS] + [
 EXTRACTOR = dict(embed_dim=16, num_heads=2, depth=1, patch_size=8, standardize_frames=16)
 
 
+class CheckedPrediction(NextLatentPrediction):
+    """Its target encoder is where the formula of momentum says."""
+
+    n_updates = 0
+
+    def update_target(self, encoder: th.nn.Module) -> None:
+        before = parameters(self.target_encoder)
+        super().update_target(encoder)
+        for old, context, new in zip(before, parameters(encoder), parameters(self.target_encoder), strict=True):
+            assert th.allclose(new, self.momentum * old + (1 - self.momentum) * context, atol=1e-7)
+        self.n_updates += 1
+
+
 def make_model(algorithm: str, observation: str, action: str, **policy_kwargs):
     env = make_vec_env(lambda: FakeEnv(OBSERVATIONS[observation], ACTIONS[action]), n_envs=2, seed=0)
     kwargs = dict(batch_size=16, n_epochs=2) if "PPO" in algorithm else {}
@@ -60,7 +73,7 @@ def distance(one: list[th.Tensor], other: list[th.Tensor]) -> float:
 def test_joint_training(algorithm, observation, action, tmp_path):
     if (algorithm, action) in NOT_SUPPORTED:
         pytest.skip(f"{algorithm} has no {action} actions")
-    model = make_model(algorithm, observation, action)
+    model = make_model(algorithm, observation, action, objective_class=CheckedPrediction)
     policy = model.policy
     encoder, target = policy.features_extractor, policy.objective.target_encoder.encoder
     before = parameters(encoder)
@@ -70,6 +83,7 @@ def test_joint_training(algorithm, observation, action, tmp_path):
     # The encoder learned, and the target followed from afar
     assert moved > 0
     assert 0 < distance(before, parameters(target)) < moved
+    assert policy.objective.n_updates > 0
     assert policy.n_inputs_to_measure == 0
 
     # No pair crosses an episode: FakeEnv ends after 5 steps, and all its observations are known

@@ -183,52 +183,6 @@ def test_training_without_transitions_is_refused_by_the_optimiser(pixel_cartpole
         model.policy.optimizer.step()
 
 
-@pytest.mark.parametrize("optimizer_class", [th.optim.Adam, th.optim.SGD])
-def test_learning_rate_of_the_encoder_follows_the_schedule(pixel_cartpole, optimizer_class):
-    policy_kwargs = {**SMALL_POLICY, "encoder_lr_factor": 0.25, "optimizer_class": optimizer_class}
-    model = PPO(
-        JepaPolicy,
-        pixel_cartpole,
-        learning_rate=LinearSchedule(1e-2, 1e-3, 1.0),
-        policy_kwargs=policy_kwargs,
-        **SMALL_PPO,
-    )
-    policy = model.policy
-    rates: list[dict[th.nn.Parameter, float]] = []
-    policy.optimizer.register_step_pre_hook(
-        lambda *_: rates.append({p: group["lr"] for group in policy.optimizer.param_groups for p in group["params"]})
-    )
-    encoder = set(policy.features_extractor.parameters())
-    model.learn(128)
-    assert len({rate[policy.action_net.weight] for rate in rates}) > 1
-    for rate in rates:
-        assert set(rate) == {parameter for parameter in policy.parameters() if parameter.requires_grad}
-        for parameter, value in rate.items():
-            factor = 0.25 if parameter in encoder else 1.0
-            assert value == pytest.approx(factor * rate[policy.action_net.weight])
-
-
-def test_an_encoder_with_a_learning_rate_of_0_stays_as_it_is(pixel_cartpole):
-    policy_kwargs = {**SMALL_POLICY, "encoder_lr_factor": 0.0}
-    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=policy_kwargs, **SMALL_PPO)
-    before = [parameter.clone() for parameter in model.policy.features_extractor.parameters()]
-    head = model.policy.action_net.weight.clone()
-    model.learn(64)
-    for old, new in zip(before, model.policy.features_extractor.parameters(), strict=True):
-        assert th.equal(old, new)
-    assert not th.equal(head, model.policy.action_net.weight)
-
-
-def test_another_optimiser_still_moves_the_target(pixel_cartpole):
-    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
-    model.policy.optimizer = th.optim.SGD(model.policy.features_extractor.parameters(), lr=0.1)
-    target = copy.deepcopy(model.policy.objective.target_encoder)
-    model.learn(32)
-    assert not th.equal(
-        target.encoder.encoder.class_token, model.policy.objective.target_encoder.encoder.encoder.class_token
-    )
-
-
 def test_invalid_pairs_do_not_reach_the_prediction_loss(pixel_cartpole):
     policy = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).policy
     x, y = th.randint(256, (2, 4, 3, 32, 48), dtype=th.uint8)
@@ -261,14 +215,6 @@ def test_state_dependent_exploration(squash_output):
     kwargs = dict(SMALL_POLICY, squash_output=squash_output)
     model = PPO(JepaPolicy, env, use_sde=True, sde_sample_freq=4, policy_kwargs=kwargs, **SMALL_PPO).learn(96)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
-
-
-def test_optimiser_of_the_users_choice(pixel_cartpole):
-    for optimizer_kwargs in (dict(foreach=True), dict(fused=False)):
-        kwargs = dict(SMALL_POLICY, optimizer_kwargs=optimizer_kwargs)
-        PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO).learn(64)
-    kwargs = dict(SMALL_POLICY, optimizer_class=th.optim.SGD)
-    PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO).learn(64)
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "A2C"])

@@ -1,44 +1,42 @@
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-REPRODUCTION = pathlib.Path(__file__).parents[1] / "examples" / "reproduction"
-
-
-def run_example(script: str, *arguments: str) -> str:
-    command = [sys.executable, str(REPRODUCTION / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+from tests.conftest import run_example
 
 
 def test_finished_runs_are_kept_others_start_again_and_all_are_reported(tmp_path):
     pytest.importorskip("pandas")
     pytest.importorskip("matplotlib")
     runs = ("--folder", str(tmp_path / "runs"), "--jobs", "1", "--timesteps", "1024")
-    run_example("run.py", *runs, "--arms", "1", "cnn-ours")
+    run_example("reproduction/run.py", *runs, "--arms", "1", "cnn-ours")
     results = [tmp_path / "runs" / "cartpole" / arm / "seed0" / "result.json" for arm in ("1", "cnn-ours")]
     finished, interrupted = ((path, path.stat().st_mtime_ns) for path in results)
     assert json.loads(finished[0].read_text())["settings"]["policy"] == "JepaPolicy"
     interrupted[0].rename(interrupted[0].with_name("result.json.unfinished"))
 
-    run_example("run.py", *runs, "--arms", "1", "cnn-ours")
+    run_example("reproduction/run.py", *runs, "--arms", "1", "cnn-ours")
     assert finished[0].stat().st_mtime_ns == finished[1]
     assert interrupted[0].stat().st_mtime_ns > interrupted[1]
     # Other settings are another run
-    run_example("run.py", *runs, "--arms", "1", "--timesteps", "1025")
+    run_example("reproduction/run.py", *runs, "--arms", "1", "--timesteps", "1025")
     assert finished[0].stat().st_mtime_ns > finished[1]
 
-    run_example("run.py", *runs, "--tasks", "pendulum", "--arms", "default")
-    table = run_example("report.py", "--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "report"))
+    run_example("reproduction/run.py", *runs, "--tasks", "pendulum", "--arms", "default")
+    table = run_example("reproduction/report.py", "--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "report"))
     assert "| 1 |" in table
     assert "| cnn-ours |" in table
     assert "**pendulum**" in table
     for figure in ("figure.png", "other_tasks.png"):
         assert (tmp_path / "report" / figure).stat().st_size > 10_000
     probe = run_example(
-        "probe.py", "--folder", str(tmp_path / "runs"), "--episodes", "8", "--out", str(tmp_path / "probe.csv")
+        "reproduction/probe.py",
+        "--folder",
+        str(tmp_path / "runs"),
+        "--episodes",
+        "8",
+        "--out",
+        str(tmp_path / "probe.csv"),
     )
     assert "true positions" in probe
     assert len((tmp_path / "probe.csv").read_text().splitlines()) > 2

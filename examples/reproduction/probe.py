@@ -19,7 +19,7 @@ import pandas as pd
 import torch as th
 
 from sb3_jepa import PPO
-from sb3_jepa.envs import pixel_observations
+from sb3_jepa.envs import PixelObservation
 
 VARIABLES = ["x", "x_dot", "theta", "theta_dot"]
 # Of the sampled controllers' gain; the state is (x, x', theta, theta')
@@ -35,7 +35,7 @@ def collect_episodes(n_episodes: int, max_steps: int = 200) -> tuple[np.ndarray,
     :return: Observations, states ``(steps, 4)``, positions in the three frames ``(steps, 6)``, number of the episode
     """
     rng = np.random.default_rng(0)
-    env = pixel_observations(gym.make("CartPole-v1", render_mode="rgb_array"))
+    env = PixelObservation(gym.make("CartPole-v1", render_mode="rgb_array"))
     rows = []
     for episode in range(n_episodes):
         observation, _ = env.reset(seed=episode)
