@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import stable_baselines3
 from stable_baselines3.common.callbacks import (
@@ -71,6 +70,7 @@ def test_callbacks(training, tmp_path):
 
 
 def test_logger_formats(training, tmp_path):
+    pandas = pytest.importorskip("pandas")
     model, jepa = make_model(training, make_env(monitor_dir=str(tmp_path / "monitor")))
     model.set_logger(configure(str(tmp_path), ["stdout", "log", "csv", "json", "tensorboard"]))
     # Off-policy, a row is written when an episode ends
@@ -78,7 +78,7 @@ def test_logger_formats(training, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
     events = EventAccumulator(str(tmp_path)).Reload()
     for name in ("jepa/prediction_loss", "jepa/effective_rank"):
-        table = pd.read_csv(tmp_path / "progress.csv")[name].dropna()
+        table = pandas.read_csv(tmp_path / "progress.csv")[name].dropna()
         in_json = [row[name] for row in rows if name in row]
         assert len(in_json) > 0
         assert table.to_list() == pytest.approx(in_json)
