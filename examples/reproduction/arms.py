@@ -14,8 +14,6 @@ TASKS: dict[str, dict[str, Any]] = {
 SB3_PPO: dict[str, Any] = dict(
     n_steps=128, batch_size=128, n_epochs=10, gae_lambda=0.95, learning_rate=3e-4, target_kl=None
 )
-# For what has collapsed: steps of constant size would keep it in motion
-SB3_PPO_TO_0 = {**SB3_PPO, "learning_rate": None, "learning_rate_falls": [3e-4, 0.0]}
 
 
 def paper(rl_gradient: bool, predictor_gain: float | None = None, **coefficients: float) -> dict[str, Any]:
@@ -25,8 +23,7 @@ def paper(rl_gradient: bool, predictor_gain: float | None = None, **coefficients
 
     :param rl_gradient: Whether PPO's losses reach the encoder
     :param predictor_gain: Gain of the predictor's initialisation, which the paper leaves open. With 2 it begins
-        stronger than the future is predictable, and configuration 3 collapses. Where it is given, the learning rate
-        falls to 0.
+        stronger than the future is predictable, and configuration 3 collapses.
     :param coefficients: ``prediction_coef`` and ``variance_coef``
     """
     objective_kwargs = dict(deviation_coef=0.0, covariance_coef=0.0, predictor_gain=predictor_gain, **coefficients)
@@ -36,8 +33,7 @@ def paper(rl_gradient: bool, predictor_gain: float | None = None, **coefficients
         rl_gradient=rl_gradient,
         encoder_lr_factor=1.0,
     )
-    ppo = SB3_PPO if predictor_gain is None else SB3_PPO_TO_0
-    return dict(policy="JepaPolicy", policy_kwargs=policy_kwargs, ppo=ppo, normalize_reward=False)
+    return dict(policy="JepaPolicy", policy_kwargs=policy_kwargs, ppo=SB3_PPO, normalize_reward=False)
 
 
 def default(**policy_kwargs: Any) -> dict[str, Any]:
