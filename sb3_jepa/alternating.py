@@ -161,6 +161,7 @@ class ReplaySource:
 
     def __init__(self, model: OffPolicyAlgorithm):
         self.model = model
+        self._n_new_steps = self._n_rollout_steps = 0
 
     @property
     def is_ready(self) -> bool:
@@ -185,20 +186,25 @@ class ReplaySource:
         return buffer._normalize_obs(unkeyed(arrays), self.model._vec_normalize_env)
 
     def on_step(self, row_locals: dict[str, Any]) -> None:
-        """The replay buffer knows next observations."""
+        """Count. The replay buffer knows next observations."""
+        self._n_new_steps += self.model.n_envs
 
     def on_rollout_end(self) -> None:
-        """The replay buffer forgets nothing."""
+        """Note how long the rollout was. The replay buffer forgets nothing."""
+        self._n_rollout_steps, self._n_new_steps = self._n_new_steps, 0
 
     def minibatches(self, n_updates: int | None, batch_size: int) -> Iterator[Transitions]:
         """
-        :param n_updates: Number of minibatches, by default one
+        :param n_updates: Number of minibatches; by default the algorithm's ``gradient_steps``
         :param batch_size: Size of a minibatch
         :return: Minibatches, each drawn with replacement
         """
         buffer = self.model.replay_buffer
         assert isinstance(buffer, ReplayBuffer)
-        for _ in range(1 if n_updates is None else n_updates):
+        if n_updates is None:
+            # Negative for as many as there were steps, as in Stable-Baselines3
+            n_updates = self.model.gradient_steps if self.model.gradient_steps >= 0 else self._n_rollout_steps
+        for _ in range(n_updates):
             env = self.model._vec_normalize_env
             if isinstance(buffer, NStepReplayBuffer):
                 # What comes next is a step away, whatever the algorithm bootstraps from
@@ -221,11 +227,12 @@ class AlternatingTraining:
     :param objective_kwargs: Keyword arguments to pass to the objective
     :param encoders: Names of the networks whose encoders learn; all by default
     :param n_updates: Updates after each rollout. By default, on-policy as many as one pass over the rollout takes, and
-        off-policy one.
+        off-policy as many as the algorithm's ``gradient_steps``.
     :param batch_size: Size of a minibatch; by default that of the algorithm
     :param learning_rate: Learning rate, 3e-4 by default; it can be a function of the current progress remaining (from 1
         to 0)
-    :raises ValueError: If there is no such encoder, or if the model was trained with another objective
+    :raises ValueError: If there is no such encoder, if the model was trained with another objective,
+        or if its algorithm learns from neither rollouts nor a replay buffer
     """
 
     def __init__(
@@ -238,6 +245,11 @@ class AlternatingTraining:
         batch_size: int | None = None,
         learning_rate: float | Schedule | None = None,
     ):
+        if not isinstance(model, (OnPolicyAlgorithm, OffPolicyAlgorithm)):
+            raise ValueError(
+                f"JepaCallback needs an algorithm that learns by gradients from rollouts or a replay buffer, got "
+                f"{type(model).__name__}"
+            )
         self.model = model
         self.n_updates = n_updates
         # None is all rows for some
@@ -260,12 +272,9 @@ class AlternatingTraining:
             for module in model.policy.modules():
                 if isinstance(module, Attention):
                     module.is_differentiable_twice = True
-        if isinstance(model, OnPolicyAlgorithm):
-            self.source: RolloutSource | ReplaySource = RolloutSource(model)
-        elif isinstance(model, OffPolicyAlgorithm):
-            self.source = ReplaySource(model)
-        else:
-            raise ValueError(f"JepaCallback needs an on-policy or an off-policy algorithm, got {type(model).__name__}")
+        self.source: RolloutSource | ReplaySource = (
+            RolloutSource(model) if isinstance(model, OnPolicyAlgorithm) else ReplaySource(model)
+        )
         setattr(model, LEARNERS, {**saved, **self.learners})
 
     def _make_learner(
@@ -284,7 +293,7 @@ class AlternatingTraining:
     def measure_replay(self) -> None:
         """
         Off-policy, measure what the replay buffer holds: when the algorithm is about to learn for the first time, and,
-        if that was not enough, once more when there is enough.
+        if that was not enough, once more when there is enough, or as much as it can hold.
         """
         policy, source = self.model.policy, self.source
         n_missing = n_inputs_to_measure(policy)
@@ -293,7 +302,7 @@ class AlternatingTraining:
         buffer = source.model.replay_buffer
         assert buffer is not None
         n_seen = [int(module.n_seen) for module in policy.modules() if isinstance(module, InputStandardization)]
-        if min(n_seen) == 0 or buffer.size() * buffer.n_envs >= n_missing + max(n_seen):
+        if min(n_seen) == 0 or buffer.full or buffer.size() * buffer.n_envs >= n_missing + max(n_seen):
             measure_inputs(policy, source.latest(n_missing), self.objectives)
 
     def _preprocess(self, observations: Any) -> Any:

@@ -34,8 +34,8 @@ class JepaCallback(BaseCallback):
 
     Any other policy is trained in turn: the algorithm learns from a rollout, then the encoders of the policy learn from
     it, or from the replay buffer, with an optimiser of their own. Pass ``features_extractor_class=JepaExtractor`` to
-    the policy, or take the one that it has. What the encoders learn with is saved in the model's zip, and a model that
-    was loaded goes on with it.
+    the policy, or take the one that it has. (Of a frozen encoder only the predictor learns.) What the encoders learn
+    with is saved in the model's zip, and a model that was loaded goes on with it.
 
     In both cases:
 
@@ -54,7 +54,7 @@ class JepaCallback(BaseCallback):
     :param objective_kwargs: Keyword arguments to pass to the objective
     :param encoders: Names of the networks whose encoders learn, such as ``["critic"]``; all by default
     :param n_updates: Updates of the encoders after each rollout. By default, on-policy as many as one pass over the
-        rollout takes, and off-policy (where a rollout is ``train_freq`` long) one.
+        rollout takes, and off-policy as many as the algorithm's ``gradient_steps``.
     :param batch_size: Size of a minibatch; by default that of the algorithm
     :param learning_rate: Learning rate of the encoders' optimiser, 3e-4 by default; it can be a function of the current
         progress remaining (from 1 to 0)
@@ -231,7 +231,7 @@ class JepaCallback(BaseCallback):
         first_variance = float(gauge.first_embedding_variance)
         threshold = max(COLLAPSED_VARIANCE, COLLAPSED_FRACTION * first_variance)
         if variance < threshold and not gauge.warned_of_collapse:
-            gauge.warned_of_collapse = True
+            gauge.warned_of_collapse.fill_(True)
             cure = " or a smaller `prediction_coef`, as arguments of JepaCallback."
             if self._alternating is None:
                 cure = (

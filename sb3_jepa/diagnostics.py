@@ -32,16 +32,17 @@ class ObjectiveGauge(nn.Module):
     """
     Gathers what an objective says of itself over the minibatches of an update, without waiting for the device.
 
-    ``first_embedding_variance`` is that of the untrained encoder. It is a buffer, so that a run that goes on knows how
-    it began; 0 until then.
+    ``first_embedding_variance`` is that of the untrained encoder; 0 until then. It is a buffer, so that a run that goes
+    on knows how it began, and so is ``warned_of_collapse``.
     """
 
     first_embedding_variance: th.Tensor
+    warned_of_collapse: th.Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("first_embedding_variance", th.zeros(()))
-        self.warned_of_collapse = False
+        self.register_buffer("warned_of_collapse", th.zeros((), dtype=th.bool))
         self.reset()
 
     def reset(self) -> None:

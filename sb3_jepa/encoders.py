@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.parts import measuring
 from sb3_jepa.saving import replace_when_complete
 
 SAFETENSORS = ".safetensors"
@@ -31,17 +32,26 @@ def find_encoders(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
         one of an actor-critic policy
     """
     encoders: dict[str, BaseFeaturesExtractor] = {}
-    for path, module in policy.named_modules():
-        network, attribute = path.split(".")[0], path.split(".")[-1]
-        # By the attribute, for an extractor may be made of others
-        is_one = isinstance(module, BaseFeaturesExtractor) and attribute.endswith("features_extractor")
-        has_parameters = next(module.parameters(), None) is not None
-        if is_one and has_parameters and not network.endswith("_target"):
+    for path, module in _features_extractors(policy).items():
+        network = path.split(".")[0]
+        if next(module.parameters(), None) is not None and not network.endswith("_target"):
             if network.endswith("features_extractor"):
                 is_shared = getattr(policy, "share_features_extractor", True)
                 network = "shared" if is_shared else "critic" if network.startswith("vf") else "actor"
-            encoders[network] = module  # type: ignore[assignment]
+            encoders[network] = module
     return encoders
+
+
+def _features_extractors(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
+    """Those of the policy's networks, target networks among them, by their paths, and each once."""
+    found: dict[str, BaseFeaturesExtractor] = {}
+    for path, module in policy.named_modules():
+        # An extractor may be made of others, and an objective has a copy of one
+        is_part = any(path.startswith(f"{whole}.") for whole in found)
+        is_one = isinstance(module, BaseFeaturesExtractor) and path.endswith("features_extractor")
+        if is_one and not is_part:
+            found[path] = module  # type: ignore[assignment]
+    return found
 
 
 def pick_encoders(model: BaseAlgorithm, names: list[str] | None) -> dict[str, BaseFeaturesExtractor]:
@@ -55,12 +65,13 @@ def pick_encoders(model: BaseAlgorithm, names: list[str] | None) -> dict[str, Ba
     """
     found = find_encoders(model.policy)
     names = list(found) if names is None else names
-    if not names or set(names) - set(found):
+    if not found:
         raise ValueError(
-            f"`encoders` must be among those of the model, got {names}; {type(model).__name__} with a "
-            f"{type(model.policy).__name__} has {list(found) or 'none that learns'}. "
+            f"{type(model).__name__} with a {type(model.policy).__name__} has no encoder that learns. "
             "Pass `features_extractor_class=sb3_jepa.JepaExtractor` in `policy_kwargs`"
         )
+    if not names or set(names) - set(found):
+        raise ValueError(f"`encoders` must be among those of the model, {list(found)}, got {names}")
     return {name: found[name] for name in names}
 
 
@@ -73,6 +84,7 @@ def n_inputs_to_measure(policy: BasePolicy) -> int:
     return max((extractor.n_inputs_to_measure for extractor in extractors), default=0)
 
 
+@th.no_grad()
 def measure_inputs(
     policy: BasePolicy,
     observations: np.ndarray | dict[str, np.ndarray],
@@ -90,14 +102,14 @@ def measure_inputs(
     inputs = preprocess_obs(
         obs_as_tensor(observations, policy.device), policy.observation_space, normalize_images=policy.normalize_images
     )
-    targets = [objective.target_encoder for objective in objectives.values()]
-    of_objectives = [target.encoder for target in targets]
-    for module in policy.modules():
-        if isinstance(module, JepaExtractor) and module not in of_objectives and module.n_inputs_to_measure > 0:
-            module.measure_inputs(inputs)
+    for extractor in _features_extractors(policy).values():
+        parts = [module for module in extractor.modules() if isinstance(module, JepaExtractor)]
+        lacking = [one for part in parts if part.n_inputs_to_measure > 0 for one in part.standardizations]
+        with measuring(lacking):
+            extractor(inputs)
     encoders = find_encoders(policy)
-    for name, target in zip(objectives, targets, strict=True):
-        target.copy_buffers(encoders[name])
+    for name, objective in objectives.items():
+        objective.target_encoder.copy_buffers(encoders[name])
 
 
 def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | None = None) -> pathlib.Path:

@@ -159,7 +159,7 @@ def make_pixel_vec_env(
     :param vec_env_cls: ``DummyVecEnv`` (the default) or ``SubprocVecEnv``
     :param env_kwargs: Keyword arguments to pass to the environment. An ID gets ``render_mode="rgb_array"`` by itself, a
         class or a callable has to be told.
-    :param kwargs: The further parameters of Stable-Baselines3's ``make_vec_env``
+    :param kwargs: The further parameters of Stable-Baselines3's ``make_vec_env``, but for the wrapper
     :return: Environment with uint8 observations ``(frames * channels, height, width)``, oldest frame first
     :raises ValueError: If the environment does not render to arrays, or an argument does not fit its picture
     :raises ImportError: If OpenCV is not installed

@@ -25,7 +25,11 @@ from sb3_jepa.parts import (
     InputStandardization,
     PatchTokenizer,
     TransformerEncoder,
+    measuring,
 )
+
+# Each is a token, and the attention looks at all pairs
+MAX_COLUMNS = 4096
 
 
 class JepaExtractor(BaseFeaturesExtractor):
@@ -129,23 +133,17 @@ class JepaExtractor(BaseFeaturesExtractor):
 
         :param observations: Preprocessed observations
         """
-        hooks = [
-            standardization.register_forward_pre_hook(lambda module, inputs: module.update(*inputs))
-            for standardization in self.standardizations
-        ]
-        try:
+        with measuring(self.standardizations):
             self.encoder.tokenizer(observations)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def train(self, mode: bool = True) -> "JepaExtractor":
         """
-        Set the module in training mode, with a warning if its inputs should have been standardised and are not.
+        Set the module in training mode, with a warning if its inputs should be standardised and were never measured.
 
         :param mode: whether to set training mode (``True``) or evaluation mode (``False``)
         """
-        if mode and not self._warned_not_standardized and self.n_inputs_to_measure > 0:
+        n_missing = self.n_inputs_to_measure if mode and not self._warned_not_standardized else 0
+        if n_missing > 0 and n_missing == self.standardize_frames:
             self._warned_not_standardized = True
             warnings.warn(
                 "JepaExtractor is about to learn from inputs that are not standardised, on which it may learn nothing. "
@@ -225,7 +223,26 @@ def make_tokenizer(
         return nn.Sequential(GymnasiumFrames(), make_patches(n_frames * n_channels, height, width, n_frames))
     if len(space.shape) != 3:
         n_columns = get_flattened_obs_dim(space)
+        if n_columns > MAX_COLUMNS:
+            raise ValueError(
+                f"JepaExtractor makes a token of each number of a vector, at most {MAX_COLUMNS}, got {n_columns} in "
+                f"{space}. An image has three dimensions (a single grey one has one channel) or is a uint8 stack of "
+                "Gymnasium's, (frames, height, width, channels)"
+            )
         return nn.Sequential(InputStandardization(space.shape, per_input=True), ColumnTokenizer(n_columns, embed_dim))
+    _check_image(space, normalized_image)
+    n_channels, height, width = space.shape
+    if frames is None:
+        frames = n_channels // 3 if n_channels % 3 == 0 and n_channels > 3 else n_channels
+    if frames <= 0 or n_channels % frames != 0:
+        raise ValueError(
+            f"`frames` does not match the stack: frames={frames} frames of as many channels each "
+            f"cannot fill the {n_channels} channels of an observation of shape {space.shape}"
+        )
+    return make_patches(n_channels, height, width, frames)
+
+
+def _check_image(space: spaces.Box, normalized_image: bool) -> None:
     if not is_image_space(space, normalized_image=normalized_image):
         raise ValueError(
             "JepaExtractor takes a 3-dimensional Box for an image, which is of dtype uint8 with bounds 0 and 255 "
@@ -239,11 +256,9 @@ def make_tokenizer(
             f"got shape {space.shape}. Transpose them (VecTransposeImage does it for uint8 images)"
         )
     n_channels, height, width = space.shape
-    if frames is None:
-        frames = n_channels // 3 if n_channels % 3 == 0 and n_channels > 3 else n_channels
-    if frames <= 0 or n_channels % frames != 0:
+    if n_channels >= min(height, width):
         raise ValueError(
-            f"`frames` does not match the stack: frames={frames} frames of as many channels each "
-            f"cannot fill the {n_channels} channels of an observation of shape {space.shape}"
+            "JepaExtractor, like Stable-Baselines3, takes an image's smallest dimension for its channels, and that "
+            f"must not be in doubt: got {n_channels} channels of {height}x{width} pixels. Enlarge the image, stack "
+            "fewer frames, or flatten it (gymnasium.wrappers.FlattenObservation)"
         )
-    return make_patches(n_channels, height, width, frames)

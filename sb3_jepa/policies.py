@@ -133,6 +133,11 @@ class JointPolicy(_Base):
         :param lr_schedule: Learning rate schedule, lr_schedule(1) is the initial learning rate
         """
         super()._build(lr_schedule)
+        if next(self.features_extractor.parameters(), None) is None:
+            raise ValueError(
+                f"`features_extractor_class` must be an encoder that learns, such as sb3_jepa.JepaExtractor, got "
+                f"{type(self.features_extractor).__name__}, which has no parameters"
+            )
         learners = self.encoders.keys() if self.objective_for == "both" else [self.objective_for]
         self.objectives = nn.ModuleDict(  # type: ignore[assignment]
             {

@@ -10,7 +10,8 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import JepaCallback, JepaExtractor
@@ -201,7 +202,6 @@ def test_normalised_observations():
 
 @pytest.mark.parametrize("encoders", [["actor"], ["critic"], ["critic", "actor"]])
 def test_which_encoders_learn(encoders):
-    # No algorithm's gradient: nothing is learned before `learning_starts`
     model = make_model("SAC")
     callback = JepaCallback(encoders=encoders)
     model.learn(60, callback=callback)
@@ -223,6 +223,7 @@ def test_the_loss_falls_without_the_algorithm(monkeypatch):
     model.learn(200)
     callback = JepaCallback(objective_kwargs=dict(momentum=1.0), n_updates=30, encoders=["critic"])
     callback.init_callback(model)
+    before = {name: parameters(encoder) for name, encoder in find_encoders(model.policy).items()}
     _, callback = model._setup_learn(1000, callback)
     callback.on_training_start(dict(log_interval=4), {})
     training = callback._alternating
@@ -234,6 +235,9 @@ def test_the_loss_falls_without_the_algorithm(monkeypatch):
         terms = gauge.means()
         losses.append(0.2 * terms["prediction_loss"] + 0.2 * terms["deviation_loss"] + 0.01 * terms["covariance_loss"])
     assert losses[-1] < losses[0]
+    # The one that was asked for has learned, and not its predictor alone
+    moved = {name: distance(before[name], parameters(encoder)) for name, encoder in find_encoders(model.policy).items()}
+    assert moved["critic"] > moved["actor"] == 0
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_bad_arguments(kwargs, message):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(encoders=["value"]), r"encoders.*value.*SAC.*actor.*critic"),
+        (dict(encoders=["value"]), r"encoders.*actor.*critic.*value"),
         (dict(objective_kwargs=dict(momentum=2)), "momentum"),
     ],
 )
@@ -270,6 +274,55 @@ def test_another_objective_than_the_model_was_trained_with_is_refused(tmp_path):
         loaded.learn(60, callback=JepaCallback(objective_kwargs=dict(hidden_dim=8)))
     delattr(loaded, LEARNERS)
     loaded.learn(60, callback=JepaCallback(objective_kwargs=dict(hidden_dim=8)))
+
+
+def test_a_training_ends_once():
+    # rl-baselines3-zoo ends it a second time, for the progress bar's sake
+    model = make_model("DQN")
+    callback = JepaCallback()
+    model.learn(60, callback=callback)
+    before = parameters(model.policy.q_net)
+    callback.on_training_end()
+    assert distance(before, parameters(model.policy.q_net)) == 0
+
+
+def test_an_algorithm_without_gradients_is_refused():
+    model = sb3_contrib.ARS("MlpPolicy", "CartPole-v1")
+    with pytest.raises(ValueError, match=r"learns by gradients.*ARS"):
+        model.learn(64, callback=JepaCallback())
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "DQN"])
+def test_schedules(algorithm):
+    callback = JepaCallback(
+        objective_kwargs=dict(momentum=LinearSchedule(0.9, 1.0, 1.0)), learning_rate=LinearSchedule(1e-2, 0.0, 1.0)
+    )
+    seen, start = set(), callback._on_training_start
+
+    def start_and_spy():
+        start()
+        (learner,) = callback._alternating.learners.values()
+        learner.optimizer.register_step_post_hook(
+            lambda optimizer, *_: seen.add((optimizer.param_groups[0]["lr"], learner.objective.momentum))
+        )
+
+    callback._on_training_start = start_and_spy
+    kwargs = dict(train_freq=8) if algorithm == "DQN" else {}
+    make_model(algorithm, **kwargs).learn(80, callback=callback)
+    assert len(seen) > 1
+    for rate, momentum in seen:
+        assert momentum == pytest.approx(1.0 - 10 * rate)
+    # The last update is after the last rollout
+    assert (0.0, 1.0) in seen
+
+
+@pytest.mark.parametrize(("gradient_steps", "expected"), [(1, 1), (3, 3), (-1, 16)])
+def test_as_many_updates_as_the_algorithm_makes(gradient_steps, expected):
+    callback = JepaCallback()
+    seen = spy_on_batches(callback)
+    make_model("DQN", train_freq=8, gradient_steps=gradient_steps).learn(64, callback=callback)
+    # Rollouts of 8 steps of 2 environments, of which the first is over before `learning_starts`
+    assert len(seen) == 3 * expected
 
 
 def test_trpo_and_frozen_encoders_do_not_belong_together():
@@ -311,6 +364,54 @@ def test_inputs_are_measured_when_an_off_policy_algorithm_begins_to_learn():
     model.learn(120, callback=JepaCallback())
     (standardization,) = find_encoders(model.policy)["q_net"].standardizations
     assert standardization.n_seen == EXTRACTOR["standardize_frames"]
+
+
+def test_few_inputs_are_better_than_none(recwarn):
+    policy_kwargs = dict(features_extractor_kwargs=dict(EXTRACTOR, standardize_frames=1000))
+    # Twice what the replay buffer holds: when learning starts, and when it is full
+    for buffer_size in (1000, 40):
+        model = make_model("DQN", policy_kwargs=policy_kwargs, buffer_size=buffer_size)
+        model.learn(80, callback=JepaCallback())
+        (standardization,) = find_encoders(model.policy)["q_net"].standardizations
+        assert (standardization.n_seen > 40) == (buffer_size == 40)
+    assert not [warning for warning in recwarn if "standardised" in str(warning.message)]
+
+
+class Camera(BaseFeaturesExtractor):
+    """A user's own, with a JepaExtractor for one of the keys."""
+
+    def __init__(self, observation_space: spaces.Dict):
+        super().__init__(observation_space, features_dim=16)
+        self.camera = JepaExtractor(observation_space["camera"], **EXTRACTOR)
+
+    def forward(self, observations):
+        return self.camera(observations["camera"])
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "DQN"])
+def test_inputs_of_an_extractor_within_another_are_measured(algorithm):
+    model = make_model(
+        algorithm, "Dict", policy_kwargs=dict(features_extractor_class=Camera, features_extractor_kwargs={})
+    )
+    callback = JepaCallback()
+    model.learn(80, callback=callback)
+    (encoder,) = find_encoders(model.policy).values()
+    (objective,) = callback.objectives.values()
+    assert encoder.camera.n_inputs_to_measure == 0
+    assert encoder.camera.standardizations[0].mean.abs().sum() > 0
+    for one, other in zip(encoder.buffers(), objective.target_encoder.encoder.buffers(), strict=True):
+        assert th.equal(one, other)
+
+
+def test_collapse_is_told_once(recwarn):
+    model = make_model("PPO")
+    objective_kwargs = dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0)
+    model.learn(48, callback=JepaCallback(objective_kwargs=objective_kwargs))
+    (encoder,) = find_encoders(model.policy).values()
+    encoder.encoder.norm.weight.data.mul_(0.01)
+    for _ in range(3):
+        model.learn(32, callback=JepaCallback(objective_kwargs=objective_kwargs), reset_num_timesteps=False)
+    assert len([warning for warning in recwarn if "collapsed" in str(warning.message)]) == 1
 
 
 def test_a_training_that_is_stopped_before_there_is_something_to_learn_from():

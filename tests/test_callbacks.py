@@ -262,7 +262,7 @@ def test_arguments_of_alternating_training_are_refused_in_joint_training(pixel_c
 
 def test_needs_an_encoder(pixel_cartpole):
     model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16)
-    with pytest.raises(ValueError, match=r"ActorCriticPolicy has none that learns.*JepaExtractor"):
+    with pytest.raises(ValueError, match=r"ActorCriticPolicy has no encoder that learns.*JepaExtractor"):
         model.learn(16, callback=JepaCallback())
     assert model.num_timesteps == 0
 

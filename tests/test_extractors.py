@@ -79,7 +79,7 @@ def test_every_space_becomes_tokens(space, n_tokens):
 
 def test_keys_are_told_apart():
     extractor = JepaExtractor(spaces.Dict(left=VECTOR, right=VECTOR), embed_dim=16, num_heads=2)
-    left, right = extractor.encoder.tokenizer.tokenizers
+    left, right = extractor.encoder.tokenizer.tokenizers.values()
     right.load_state_dict(left.state_dict())
     here, there = th.rand(2, 5, 4)
     difference = extractor(dict(left=here, right=there)) - extractor(dict(left=there, right=here))
@@ -118,6 +118,10 @@ def test_gymnasiums_frame_stack_is_the_stack_of_stable_baselines3():
         (image_space(32, 48, 3), {}, "channels-first.*VecTransposeImage"),
         (image_space(4, 32, 48), dict(frames=3), "frames=3.*4 channels"),
         (image_space(3, 32, 48), dict(frames=0), "frames"),
+        (image_space(7, 7, 12), {}, "in doubt.*7 channels of 7x12"),
+        (image_space(32, 40, 32), {}, "in doubt"),
+        (spaces.Box(0, 255, (84, 84), np.uint8), {}, "at most 4096, got 7056"),
+        (spaces.Box(0, 1, (4, 84, 84, 3), np.float32), {}, "at most 4096.*uint8 stack"),
         (spaces.Tuple([VECTOR, VECTOR]), {}, "Box, Discrete, MultiDiscrete.*Tuple"),
         (spaces.Dict(image=image_space(32, 48, 3), vector=VECTOR), {}, "channels-first"),
         (image_space(3, 32, 32), dict(standardize_frames=-1), "standardize_frames"),

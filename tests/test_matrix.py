@@ -8,6 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_jepa import A2C, PPO, MaskablePPO, NextLatentPrediction, RecurrentPPO, Transitions
 from tests.conftest import FakeEnv
+from tests.test_buffers import RecordSteps, as_bytes, take
 
 IMAGE = spaces.Box(0, 255, (3, 16, 24), np.uint8)
 VECTOR = spaces.Box(-1, 1, (3,))
@@ -78,7 +79,8 @@ def test_joint_training(algorithm, observation, action, tmp_path):
     encoder, target = policy.features_extractor, policy.objective.target_encoder.encoder
     before = parameters(encoder)
     assert distance(before, parameters(target)) == 0.0
-    model.learn(16 + 96)
+    recorder = RecordSteps()
+    model.learn(16 + 96, callback=recorder)
     moved = distance(before, parameters(encoder))
     # The encoder learned, and the target followed from afar
     assert moved > 0
@@ -86,21 +88,34 @@ def test_joint_training(algorithm, observation, action, tmp_path):
     assert policy.objective.n_updates > 0
     assert policy.n_inputs_to_measure == 0
 
-    # No pair crosses an episode: FakeEnv ends after 5 steps, and all its observations are known
+    # No pair crosses an episode, and all that an environment shows is known
+    assert recorder.n_ends > 0
     for samples in model.rollout_buffer.get():
-        assert isinstance(samples.observations, Transitions)
-        assert (samples.observations.valid == 1).all()
+        transitions = samples.observations
+        assert isinstance(transitions, Transitions)
+        assert (transitions.valid == 1).all()
+        here = transitions.observations
+        # Of padded sequences, the rows that are real
+        real = th.ones(len(transitions.valid)) if transitions.mask is None else transitions.mask
+        for row, step in enumerate(real.nonzero().flatten().tolist()):
+            pair = take(here, step), take(transitions.next_observations, row)
+            assert tuple(map(as_bytes, pair)) in recorder.pairs
 
     model.save(tmp_path / "model")
     env = make_model(algorithm, observation, action).get_env()
     loaded = type(model).load(tmp_path / "model", env=env, device="cpu")
+    for name, value in policy.state_dict().items():
+        assert th.equal(value, loaded.policy.state_dict()[name]), name
+    # Resumed, both learn the same
+    for one in (model, loaded):
+        one.set_env(make_model(algorithm, observation, action).get_env())
+        one.set_random_seed(1)
+        one.learn(32, reset_num_timesteps=False)
+    for name, value in policy.state_dict().items():
+        assert th.equal(value, loaded.policy.state_dict()[name]), name
     observations = env.reset()
-    for _ in range(2):
-        actions = [one.predict(observations, deterministic=True)[0] for one in (model, loaded)]
-        assert np.array_equal(*actions)
-        # ... and after it was resumed
-        loaded.learn(32, reset_num_timesteps=False)
-        model.set_parameters(loaded.get_parameters())
+    actions = [one.predict(observations, deterministic=True)[0] for one in (model, loaded)]
+    assert np.array_equal(*actions)
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)

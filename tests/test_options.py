@@ -37,7 +37,7 @@ OPTIONS = {
     "VecNormalize of rewards": ({}, {}, "image", "Discrete", dict(wrap=partial(VecNormalize, norm_obs=False))),
     "VecNormalize of a Dict": ({}, {}, "Dict", "Discrete", dict(wrap=partial(VecNormalize, norm_obs_keys=["speed"]))),
     "SubprocVecEnv": ({}, {}, "image", "Discrete", dict(vec_env_cls=SubprocVecEnv)),
-    "target_kl": (dict(target_kl=1e-4), {}, "vector", "MultiDiscrete", {}),
+    "target_kl": (dict(target_kl=1e-9), {}, "vector", "MultiDiscrete", {}),
     "clip_range_vf": (dict(clip_range_vf=0.2), {}, "vector", "Discrete", {}),
     "plain learning rate": (dict(learning_rate=1e-3), dict(encoder_lr_factor=1.0), "vector", "Discrete", {}),
 }
@@ -73,6 +73,8 @@ def test_joint_training(algorithm, option, tmp_path):
             assert 0 < distance(before[name], parameters(policy.objectives[name].target_encoder.encoder)) < moved
     learners = list(before) if policy.objective_for == "both" else [policy.objective_for]
     assert list(policy.objectives) == learners
+    # Two rollouts, and where there is no limit two epochs
+    assert (model._n_updates == (2 if algorithm == "A2C" else 4)) == (option != "target_kl")
     assert all(parameter.isfinite().all() for parameter in policy.parameters())
 
     model.save(tmp_path / "model")

@@ -8,7 +8,7 @@ import pytest
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import LinearSchedule, obs_as_tensor
 from torch.nn import functional as F
 
@@ -250,6 +250,12 @@ def test_action_spaces(action_space, tmp_path):
     actions, _ = model.predict(observations, deterministic=True)
     loaded_actions, _ = PPO.load(tmp_path / "model").predict(observations, deterministic=True)
     assert np.array_equal(actions, loaded_actions)
+
+
+def test_an_extractor_without_parameters_is_refused():
+    policy_kwargs = dict(features_extractor_class=FlattenExtractor)
+    with pytest.raises(ValueError, match=r"features_extractor_class.*FlattenExtractor, which has no parameters"):
+        PPO(JepaPolicy, "CartPole-v1", policy_kwargs=policy_kwargs)
 
 
 def test_unsupported_action_space():

@@ -39,8 +39,7 @@ def test_tuning(tmp_path):
 def test_its_own_algorithms_learn_in_alternation(tmp_path):
     conf = ("--algo", "dqn", "--conf-file", str(EXAMPLES / "zoo" / "jepa_dqn.yml"), "--device", "cpu")
     out = run_example("zoo/zoo.py", "train", "--env", "CartPole-v1", *conf, "-n", "1500", cwd=tmp_path)
-    # rl_zoo3 ends the training of its first callback twice
-    assert out.count("prediction_loss") == 1
+    assert "prediction_loss" in out
     out = run_example(
         "zoo/zoo.py", "enjoy", "--algo", "dqn", "--folder", "logs", "--no-render", "-n", "600", cwd=tmp_path
     )

@@ -1,11 +1,12 @@
-"""Train, watch and tune the algorithms of sb3_jepa with rl-baselines3-zoo (``pip install "sb3-jepa[zoo]"``).
+"""Train, evaluate and tune the algorithms of sb3_jepa with rl-baselines3-zoo (``pip install "sb3-jepa[zoo]"``).
 
     python examples/zoo/zoo.py train --algo jepa_ppo --env PixelCartPole-v1 --conf-file examples/zoo/jepa_ppo.yml
     python examples/zoo/zoo.py enjoy --algo jepa_ppo --env PixelCartPole-v1 --folder logs --no-render
     python examples/zoo/zoo.py train --algo jepa_ppo --env PixelCartPole-v1 --conf-file examples/zoo/jepa_ppo.yml \\
         --optimize-hyperparameters --n-trials 20 --storage sqlite:///study.db --study-name jepa
 
-All options are those of rl_zoo3. Its own algorithms are here too, and learn a JEPA in alternation (jepa_dqn.yml).
+All options are those of rl_zoo3. Its own algorithms are here too, and learn a JEPA in alternation (jepa_dqn.yml); but
+its search for their hyperparameters replaces `policy_kwargs`, and the encoder with them.
 """
 
 import sys
@@ -26,7 +27,7 @@ exp_manager.sb3_jepa = sb3_jepa  # type: ignore[attr-defined]
 
 
 def to_hyperparameters(sampled: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ``sb3_jepa.PPO``, from what a trial has sampled."""
+    """Arguments of an algorithm of sb3_jepa, from what a trial has sampled."""
     hyperparameters = dict(sampled)
     objective_kwargs = {name: hyperparameters.pop(name) for name in ("prediction_coef", "deviation_coef")}
     encoder_lr_factor = hyperparameters.pop("encoder_lr_factor")
@@ -41,7 +42,6 @@ def sample(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: di
     return to_hyperparameters(
         dict(
             learning_rate=trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
-            n_epochs=trial.suggest_int("n_epochs", 3, 10),
             gamma=trial.suggest_categorical("gamma", [0.9, 0.98, 0.99]),
             gae_lambda=trial.suggest_categorical("gae_lambda", [0.8, 0.9, 0.95]),
             ent_coef=trial.suggest_float("ent_coef", 1e-5, 0.03, log=True),
@@ -63,12 +63,11 @@ for env_id in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1"):
 algorithms = dict(
     jepa_ppo=sb3_jepa.PPO,
     jepa_a2c=sb3_jepa.A2C,
-    jepa_ppo_mask=sb3_jepa.MaskablePPO,
     jepa_ppo_lstm=sb3_jepa.RecurrentPPO,
 )
 exp_manager.ALGOS.update(algorithms)
-exp_manager.HYPERPARAMS_SAMPLER.update(jepa_ppo=sample)
-exp_manager.HYPERPARAMS_CONVERTER.update(jepa_ppo=to_hyperparameters)
+exp_manager.HYPERPARAMS_SAMPLER.update(dict.fromkeys(algorithms, sample))
+exp_manager.HYPERPARAMS_CONVERTER.update(dict.fromkeys(algorithms, to_hyperparameters))
 
 if __name__ == "__main__":
     commands = dict(train=train, enjoy=enjoy)

@@ -9,7 +9,7 @@ from sb3_jepa.parts.losses import (
     variance_loss,
 )
 from sb3_jepa.parts.predictors import ActionConditionedPredictor
-from sb3_jepa.parts.standardization import InputStandardization
+from sb3_jepa.parts.standardization import InputStandardization, measuring
 from sb3_jepa.parts.targets import MomentumEncoder
 from sb3_jepa.parts.tokenizers import CategoryTokenizer, ColumnTokenizer, DictTokenizer, PatchTokenizer
 from sb3_jepa.parts.transformer import TransformerEncoder
@@ -27,6 +27,7 @@ __all__ = [
     "covariance_loss",
     "deviation_loss",
     "embedding_variance",
+    "measuring",
     "prediction_loss",
     "variance_loss",
 ]

@@ -1,6 +1,7 @@
 """Input standardisation with frozen statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch as th
 from torch import nn
@@ -84,3 +85,18 @@ class InputStandardization(nn.Module):
         """
         standardized = (self._changes(inputs) - self.mean).div_(self.deviation)
         return standardized.clamp_(-CLIP, CLIP) if self.per_input else standardized
+
+
+@contextmanager
+def measuring(standardizations: Iterable[InputStandardization]) -> Iterator[None]:
+    """
+    While it lasts, what is standardised is measured first.
+
+    :param standardizations: Those that measure
+    """
+    hooks = [one.register_forward_pre_hook(lambda module, inputs: module.update(*inputs)) for one in standardizations]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

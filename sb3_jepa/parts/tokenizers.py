@@ -150,21 +150,26 @@ class DictTokenizer(nn.Module):
 
     def __init__(self, tokenizers: Mapping[str, nn.Module], embed_dim: int = 64):
         super().__init__()
-        self.keys = list(tokenizers)
-        # A list, for a ModuleDict objects to some keys that an observation may have
-        self.tokenizers = nn.ModuleList(tokenizers.values())
+        self.keys = sorted(tokenizers)
+        # The names say which parameters belong to which key. PyTorch objects to dots, and to names such as "pop"
+        self.tokenizers = nn.ModuleDict({_module_name(key): tokenizers[key] for key in self.keys})
         self.type_code = nn.Parameter(th.empty(len(self.keys), embed_dim))
         nn.init.normal_(self.type_code, std=0.02)
 
     def forward(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
         """
         :param observations: ``(batch, *shape)`` for each key
-        :return: ``(batch, tokens of all keys, embed_dim)``, in the order of the keys
+        :return: ``(batch, tokens of all keys, embed_dim)``, in the alphabetical order of the keys
         """
         return th.cat(
             [
                 tokenizer(observations[key]) + code
-                for key, tokenizer, code in zip(self.keys, self.tokenizers, self.type_code, strict=True)
+                for key, tokenizer, code in zip(self.keys, self.tokenizers.values(), self.type_code, strict=True)
             ],
             dim=1,
         )
+
+
+def _module_name(key: str) -> str:
+    # Two keys never have one name
+    return "key_" + key.replace("%", "%25").replace(".", "%2E")
