@@ -18,6 +18,7 @@ import optuna
 from rl_zoo3 import exp_manager
 from rl_zoo3.enjoy import enjoy
 from rl_zoo3.train import train
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_jepa
 from sb3_jepa.envs import PixelObservation
@@ -26,9 +27,9 @@ from sb3_jepa.envs import PixelObservation
 exp_manager.sb3_jepa = sb3_jepa  # type: ignore[attr-defined]
 
 
-def to_hyperparameters(sampled: dict[str, Any]) -> dict[str, Any]:
+def to_hyperparameters(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """Arguments of an algorithm of sb3_jepa, from what a trial has sampled."""
-    hyperparameters = dict(sampled)
+    hyperparameters = dict(sampled_params)
     objective_kwargs = {name: hyperparameters.pop(name) for name in ("prediction_coef", "deviation_coef")}
     encoder_lr_factor = hyperparameters.pop("encoder_lr_factor")
     return dict(
@@ -60,7 +61,7 @@ def make_from_pixels(env_id: str, render_mode: str = "rgb_array") -> gym.Env:
 for env_id in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1"):
     gym.register(f"Pixel{env_id}", entry_point=partial(make_from_pixels, env_id))
 
-algorithms = dict(
+algorithms: dict[str, type[BaseAlgorithm]] = dict(
     jepa_ppo=sb3_jepa.PPO,
     jepa_a2c=sb3_jepa.A2C,
     jepa_ppo_lstm=sb3_jepa.RecurrentPPO,
