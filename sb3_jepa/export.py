@@ -61,8 +61,9 @@ def export_policy(model: BaseAlgorithm, path: str | pathlib.Path) -> None:
     """
     Write the acting policy to a file, for any batch size. If that fails, an older file stays as it was.
 
-    ``VecNormalize`` is not part of a policy: what it does to observations has to be done before. Nor are the masks of
-    ``MaskablePPO``: what is exported may choose any action.
+    Observations are those of ``model.observation_space``, with the channels of images first, wherever the environment
+    has them. ``VecNormalize`` is not part of a policy: what it does to observations has to be done before. Nor are the
+    masks of ``MaskablePPO``: what is exported may choose any action.
 
     :param model: Of any algorithm, but not a recurrent one
     :param path: ``*.onnx`` for ONNX, with one input for each key of a ``Dict`` observation (``observation`` otherwise)
