@@ -166,7 +166,9 @@ def draw_cartpole(arms: dict[str, Arm], path: pathlib.Path) -> None:
             arms[name].draw(top, RETURN, color, label)
             arms[name].draw(bottom, VARIANCE, color, label)
         top.set_title(title)
-        top.legend(frameon=False, fontsize="small", loc="upper left")
+        # Where there is room for it
+        axes, place = (top, "upper left") if len(names) <= 5 else (bottom, "lower left")
+        axes.legend(*top.get_legend_handles_labels(), frameon=False, fontsize="small", loc=place)
         bottom.set_xlabel("environment steps")
         bottom.set_yscale("log")
     grid[0, 0].set_ylabel("return, last 100 episodes")
