@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import JepaCallback, JepaExtractor
+from sb3_jepa.actions import encode_actions
 from sb3_jepa.alternating import ReplaySource
 from sb3_jepa.encoders import LEARNERS, find_encoders
 from tests.conftest import EPISODE_LENGTHS, CountingImageEnv, FakeEnv, make_counting_env
@@ -216,6 +217,26 @@ def test_any_features_extractor_can_be_the_context_encoder():
     callback = JepaCallback()
     model.learn(60, callback=callback)
     assert callback.gauges["q_net"].first_embedding_variance > 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_loss_falls_on_a_fixed_batch(algorithm):
+    model = make_model(algorithm)
+    callback = JepaCallback(objective_kwargs=dict(momentum=1.0), learning_rate=1e-3)
+    seen = spy_on_batches(callback)
+    model.learn(80, callback=callback)
+    training, batch = callback._alternating, seen[-1]
+    observations, next_observations = map(training._preprocess, (batch.observations, batch.next_observations))
+    actions = encode_actions(batch.actions, model.action_space, isinstance(training.source, ReplaySource))
+    for name, learner in training.learners.items():
+        before, losses = parameters(learner.encoder), []
+        objective = learner.objective
+        for _ in range(20):
+            embedding = learner.encoder(observations)
+            losses.append(objective(embedding, actions, next_observations, batch.valid)[0].item())
+            learner.learn(observations, actions, next_observations, batch.valid)
+        assert losses[-1] < losses[0], name
+        assert distance(before, parameters(learner.encoder)) > 0, name
 
 
 def test_the_loss_falls_without_the_algorithm(monkeypatch):
