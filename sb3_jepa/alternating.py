@@ -296,8 +296,10 @@ class AlternatingTraining:
         if that was not enough, once more when there is enough, or as much as it can hold.
         """
         policy, source = self.model.policy, self.source
+        if isinstance(source, RolloutSource) or not source.is_ready:
+            return
         n_missing = n_inputs_to_measure(policy)
-        if n_missing == 0 or isinstance(source, RolloutSource) or not source.is_ready:
+        if n_missing == 0:
             return
         buffer = source.model.replay_buffer
         assert buffer is not None

@@ -105,8 +105,11 @@ def measure_inputs(
     for extractor in _features_extractors(policy).values():
         parts = [module for module in extractor.modules() if isinstance(module, JepaExtractor)]
         lacking = [one for part in parts if part.n_inputs_to_measure > 0 for one in part.standardizations]
-        with measuring(lacking):
-            extractor(inputs)
+        if lacking:
+            # Of ours, what comes after the tokens need not be computed
+            through = extractor.encoder.tokenizer if isinstance(extractor, JepaExtractor) else extractor
+            with measuring(lacking):
+                through(inputs)
     encoders = find_encoders(policy)
     for name, objective in objectives.items():
         objective.target_encoder.copy_buffers(encoders[name])

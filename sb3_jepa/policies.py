@@ -18,7 +18,6 @@ from torch import nn
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NextObservations, Transitions, by_key
 from sb3_jepa.diagnostics import ObjectiveGauge
-from sb3_jepa.encoders import n_inputs_to_measure
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import attach_loss
@@ -273,11 +272,6 @@ class JointPolicy(_Base):
                     "The observations contain NaN or infinite values; check the environment and its wrappers"
                 )
         return super().forward(obs, *args, **kwargs)  # type: ignore[arg-type]
-
-    @property
-    def n_inputs_to_measure(self) -> int:
-        """Number of observations that the input statistics still lack."""
-        return n_inputs_to_measure(self)
 
     def set_training_mode(self, mode: bool) -> None:
         """
