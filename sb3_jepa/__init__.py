@@ -9,6 +9,9 @@ from sb3_jepa.callbacks import JepaCallback
 from sb3_jepa.encoders import load_encoder, save_encoder
 from sb3_jepa.export import export_policy
 from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.latent_model import LatentModel
+from sb3_jepa.monitors import PictureCallback, ProbeCallback
+from sb3_jepa.noise import noise_diagnostic
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.policies import JepaPolicy
 
@@ -22,10 +25,14 @@ __all__ = [
     "JepaExtractor",
     "JepaPolicy",
     "JepaRolloutBuffer",
+    "LatentModel",
     "NextLatentPrediction",
+    "PictureCallback",
+    "ProbeCallback",
     "Transitions",
     "export_policy",
     "load_encoder",
+    "noise_diagnostic",
     "save_encoder",
 ]
 

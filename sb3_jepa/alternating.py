@@ -18,7 +18,7 @@ from stable_baselines3.her import HerReplayBuffer
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NextObservationIndex, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
-from sb3_jepa.encoders import LEARNERS, measure_inputs, n_inputs_to_measure, pick_encoders
+from sb3_jepa.encoders import LEARNERS, find_encoders, measure_inputs, n_inputs_to_measure, pick_encoders
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import InputStandardization
 from sb3_jepa.parts.transformer import Attention
@@ -28,13 +28,24 @@ class EncoderLearner:
     """
     An encoder, its objective, and the optimiser that trains both.
 
+    :param model: Whose encoder it is
     :param encoder: The context encoder
-    :param objective: What it learns
+    :param objective_class: What it learns
+    :param objective_kwargs: Keyword arguments to pass to the objective
     :param learning_rate: Of the optimiser (Adam)
     """
 
-    def __init__(self, encoder: BaseFeaturesExtractor, objective: NextLatentPrediction, learning_rate: float):
+    def __init__(
+        self,
+        model: BaseAlgorithm,
+        encoder: BaseFeaturesExtractor,
+        objective_class: type[NextLatentPrediction],
+        objective_kwargs: dict[str, Any],
+        learning_rate: float,
+    ):
+        objective = _make_objective(model, encoder, objective_class, objective_kwargs)
         self.encoder, self.objective, self.gauge = encoder, objective, ObjectiveGauge()
+        self.objective_kwargs = objective_kwargs
         self.gauge.to(next(encoder.parameters()).device)
         trained = [*encoder.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
         self.optimizer = th.optim.Adam(trained, lr=learning_rate, fused=True)
@@ -48,22 +59,24 @@ class EncoderLearner:
         :param next_observations: Preprocessed next observations
         :param valid: ``(batch,)``, 1 where the next observation is known
         """
-        embedding = self.encoder(observations)
-        loss, terms = self.objective(embedding, actions, next_observations, valid)
+        embedding = self.gauge.watch_gradient("jepa", self.encoder(observations))
+        output = self.objective(embedding, actions, next_observations, valid)
         self.optimizer.zero_grad()
-        if loss.requires_grad:
-            loss.backward()
+        if output.loss.requires_grad:
+            output.loss.backward()
             self.optimizer.step()
             self.objective.update_target(self.encoder)
         # The algorithm's optimiser has the encoder too
         self.optimizer.zero_grad()
-        self.gauge.add(embedding.detach(), terms)
+        self.gauge.add(embedding, output)
 
     @property
     def state(self) -> dict[str, Any]:
         """All but the encoder, which is the model's."""
         # Tensors of another device may not be readable where the model is loaded
         return dict(
+            objective_class=type(self.objective),
+            objective_kwargs=self.objective_kwargs,
             objective=_to_cpu(self.objective.state_dict()),
             gauge=_to_cpu(self.gauge.state_dict()),
             optimizer=_to_cpu(self.optimizer.state_dict()),
@@ -90,6 +103,42 @@ class EncoderLearner:
                 f"`objective_kwargs`. Pass those that it had, or `del model.{LEARNERS}` to begin anew. {error}"
             ) from error
         self.gauge.reset()
+
+
+def _make_objective(
+    model: BaseAlgorithm,
+    encoder: BaseFeaturesExtractor,
+    objective_class: type[NextLatentPrediction],
+    objective_kwargs: dict[str, Any],
+) -> NextLatentPrediction:
+    action_dim = get_flattened_obs_dim(model.action_space)
+    objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=action_dim, **objective_kwargs)
+    return objective.to(model.device)
+
+
+def find_objectives(model: BaseAlgorithm) -> dict[str, tuple[NextLatentPrediction, float]]:
+    """
+    What the encoders of a model learn or have learned, jointly or in turn with the algorithm.
+
+    :param model: Of any algorithm; it may have been loaded
+    :return: By the names of :func:`~sb3_jepa.encoders.find_encoders`, and with the embedding variance of the encoder
+        before it was trained (0 if it never was)
+    """
+    if hasattr(model.policy, "objectives"):
+        policy: Any = model.policy
+        variances = {name: float(gauge.first_embedding_variance) for name, gauge in policy.gauges.items()}
+        return {name: (objective, variances[name]) for name, objective in policy.objectives.items()}
+    encoders = find_encoders(model.policy)
+    found = {}
+    for name, learner in getattr(model, LEARNERS, {}).items():
+        if isinstance(learner, EncoderLearner):
+            found[name] = learner.objective, float(learner.gauge.first_embedding_variance)
+        else:
+            # Of a model that was loaded
+            objective = _make_objective(model, encoders[name], learner["objective_class"], learner["objective_kwargs"])
+            objective.load_state_dict(learner["objective"])
+            found[name] = objective, float(learner["gauge"]["first_embedding_variance"])
+    return found
 
 
 def _to_cpu(state: Any) -> Any:
@@ -259,7 +308,8 @@ class AlternatingTraining:
         picked = pick_encoders(model, encoders)
         saved = getattr(model, LEARNERS, {})
         self.learners = {
-            name: self._make_learner(encoder, objective_class, objective_kwargs) for name, encoder in picked.items()
+            name: EncoderLearner(model, encoder, objective_class, objective_kwargs, self.learning_rate(1.0))
+            for name, encoder in picked.items()
         }
         for name, learner in self.learners.items():
             if name in saved:
@@ -276,14 +326,6 @@ class AlternatingTraining:
             RolloutSource(model) if isinstance(model, OnPolicyAlgorithm) else ReplaySource(model)
         )
         setattr(model, LEARNERS, {**saved, **self.learners})
-
-    def _make_learner(
-        self, encoder: BaseFeaturesExtractor, objective_class: type[NextLatentPrediction], kwargs: dict[str, Any]
-    ) -> EncoderLearner:
-        objective = objective_class(
-            encoder, embed_dim=encoder.features_dim, action_dim=get_flattened_obs_dim(self.model.action_space), **kwargs
-        )
-        return EncoderLearner(encoder, objective.to(self.model.device), self.learning_rate(1.0))
 
     @property
     def objectives(self) -> dict[str, NextLatentPrediction]:

@@ -4,21 +4,22 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_jepa.alternating import AlternatingTraining
 from sb3_jepa.buffers import NextObservations, by_key, unkeyed
-from sb3_jepa.diagnostics import ObjectiveGauge
+from sb3_jepa.diagnostics import ObjectiveGauge, Verdict, assess
 from sb3_jepa.encoders import measure_inputs, n_inputs_to_measure
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.policies import JointPolicy
 
-# Below this embedding variance the paper speaks of collapse (JEPA for RL, arXiv 2504.16591)
-COLLAPSED_VARIANCE = 1e-7
-# ... and this fraction of what it was at the start is no accident
-COLLAPSED_FRACTION = 1e-3
+# Logger outputs that hold tables of numbers, by Stable-Baselines3's names
+TABLES = ("stdout", "log", "json", "csv")
+# A low rank may be that of a beginning: it is worth a warning when so many updates in a row have it
+LOW_RANK_UPDATES = 5
 # What is logged tells of at least so many embeddings, and off-policy of so many minibatches
 MIN_SAMPLES = 64
 OFF_POLICY_INTERVAL = 100
@@ -45,9 +46,10 @@ class JepaCallback(BaseCallback):
       untrained policy). Off-policy, it is what the replay buffer holds when learning starts, and if that is not enough
       the next ones too: so let ``learning_starts`` be as many.
     - The target encoder's momentum and the encoder's learning rate move along their schedules.
-    - After each update (off-policy, every 100) ``jepa/prediction_loss``, ``jepa/variance_loss``,
-      ``jepa/embedding_variance``, ``jepa/effective_rank`` and ``jepa/momentum`` are logged, and a warning tells once if
-      the encoder collapses.
+    - After each update (off-policy, every 100) ``jepa/momentum`` and what
+      :meth:`~sb3_jepa.diagnostics.ObjectiveGauge.scalars` lists are logged, ``jepa/prediction_loss`` and
+      ``jepa/embedding_variance`` among them, and in TensorBoard's texts ``jepa/verdict`` whenever it changes. A warning
+      tells once if the encoder collapses, or uses hardly any of its dimensions.
 
     :param objective_class: What the encoders learn, by default :class:`~sb3_jepa.NextLatentPrediction`. This and all
         that follows is for a policy that does not learn jointly; one that does has it in its ``policy_kwargs``.
@@ -112,6 +114,8 @@ class JepaCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._stopped = self._has_ended = False
         self._alternating = None
+        self._labels: dict[str, str] = {}
+        self._n_low_rank: dict[str, int] = {}
         if isinstance(self.policy, JointPolicy):
             given = [name for name, value in self._alternating_kwargs.items() if value is not None]
             if given:
@@ -206,6 +210,9 @@ class JepaCallback(BaseCallback):
             measure_inputs(self.policy, unkeyed(seen), self.objectives)
             buffer.reset()
 
+    def _prefix(self, name: str) -> str:
+        return "jepa" if len(self.gauges) == 1 else f"jepa/{name}"
+
     def _reset_gauges(self) -> None:
         for gauge in self.gauges.values():
             gauge.reset()
@@ -218,30 +225,44 @@ class JepaCallback(BaseCallback):
             is_enough = gauge.n_samples >= MIN_SAMPLES and (is_on_policy or gauge.n_minibatches >= OFF_POLICY_INTERVAL)
             if gauge.n_minibatches == 0 or not (is_enough or is_last):
                 continue
-            terms = gauge.means()
-            prefix = "jepa" if len(self.gauges) == 1 else f"jepa/{name}"
-            for term, value in terms.items():
-                self.logger.record(f"{prefix}/{term}", value)
-            self.logger.record(f"{prefix}/effective_rank", gauge.effective_rank())
+            scalars = gauge.scalars()
+            for term, value in scalars.items():
+                self.logger.record(f"{self._prefix(name)}/{term}", value)
             self.logger.record("jepa/momentum", self.objectives[name].momentum)
-            self._warn_if_collapsed(gauge, terms["embedding_variance"])
+            self._judge(name, gauge, scalars)
             gauge.reset()
 
-    def _warn_if_collapsed(self, gauge: ObjectiveGauge, variance: float) -> None:
-        first_variance = float(gauge.first_embedding_variance)
-        threshold = max(COLLAPSED_VARIANCE, COLLAPSED_FRACTION * first_variance)
-        if variance < threshold and not gauge.warned_of_collapse:
-            gauge.warned_of_collapse.fill_(True)
-            cure = " or a smaller `prediction_coef`, as arguments of JepaCallback."
-            if self._alternating is None:
-                cure = (
-                    ", the actor's and critic's gradient (`rl_gradient=True`), or a smaller `prediction_coef`, all in "
-                    "`policy_kwargs`."
-                )
-            warnings.warn(
-                f"The encoder has collapsed: its embedding variance is {variance:.1e}, it began with "
-                f"{first_variance:.1e}. It now tells observations hardly apart, however small the prediction "
-                f"loss is. Cure: a hinge on the deviation (`objective_kwargs=dict(deviation_coef=1.0)`){cure}",
-                UserWarning,
-                stacklevel=2,
+    def _judge(self, name: str, gauge: ObjectiveGauge, scalars: dict[str, float]) -> None:
+        """Tell whether the encoder is healthy: in TensorBoard whenever that changes, and in a warning if it is not."""
+        embed_dim, first_variance = gauge.embed_dim, float(gauge.first_embedding_variance)
+        verdict = assess(scalars["embedding_variance"], scalars["effective_rank"], embed_dim, first_variance)
+        if verdict.label != self._labels.get(name):
+            text = f"**{verdict.label}**: {verdict.reason}{self._cure(verdict)}"
+            self.logger.record(f"{self._prefix(name)}/verdict", text, exclude=TABLES)
+        self._labels[name] = verdict.label
+        self._n_low_rank[name] = self._n_low_rank.get(name, 0) + 1 if verdict.label == "low rank" else 0
+        if verdict.label == "collapsed":
+            self._warn_once(gauge.warned_of_collapse, f"The encoder has collapsed: {verdict.reason}", verdict)
+        elif self._n_low_rank[name] >= LOW_RANK_UPDATES:
+            self._warn_once(gauge.warned_of_low_rank, f"The encoder uses few dimensions: {verdict.reason}", verdict)
+
+    def _warn_once(self, was_told: th.Tensor, text: str, verdict: Verdict) -> None:
+        if not was_told:
+            was_told.fill_(True)
+            warnings.warn(text + self._cure(verdict), UserWarning, stacklevel=2)
+
+    def _cure(self, verdict: Verdict) -> str:
+        if verdict.label == "healthy":
+            return ""
+        cure = " Cure: a hinge on the deviation (`objective_kwargs=dict(deviation_coef=1.0)`)"
+        if verdict.label == "low rank":
+            cure = (
+                " Cure: a hinge on the deviation and decorrelated dimensions "
+                "(`objective_kwargs=dict(deviation_coef=1.0, covariance_coef=0.05)`)"
             )
+        if self._alternating is not None:
+            return cure + " or a smaller `prediction_coef`, as arguments of JepaCallback."
+        return (
+            cure + ", the actor's and critic's gradient (`rl_gradient=True`), or a smaller `prediction_coef`, all in "
+            "`policy_kwargs`."
+        )

@@ -92,6 +92,7 @@ class JepaExtractor(BaseFeaturesExtractor):
             raise ValueError(f"`standardize_frames` must not be negative, got {standardize_frames}")
         super().__init__(observation_space, features_dim=embed_dim)
         self.standardize_frames = standardize_frames
+        self.frames = frames
         self._warned_not_standardized = False
         make = partial(
             make_tokenizer,
@@ -232,14 +233,21 @@ def make_tokenizer(
         return nn.Sequential(InputStandardization(space.shape, per_input=True), ColumnTokenizer(n_columns, embed_dim))
     _check_image(space, normalized_image)
     n_channels, height, width = space.shape
-    if frames is None:
-        frames = n_channels // 3 if n_channels % 3 == 0 and n_channels > 3 else n_channels
+    frames = count_frames(n_channels) if frames is None else frames
     if frames <= 0 or n_channels % frames != 0:
         raise ValueError(
             f"`frames` does not match the stack: frames={frames} frames of as many channels each "
             f"cannot fill the {n_channels} channels of an observation of shape {space.shape}"
         )
     return make_patches(n_channels, height, width, frames)
+
+
+def count_frames(n_channels: int) -> int:
+    """
+    :param n_channels: Channels of an image
+    :return: How many stacked frames these probably are: RGB for 6, 9, 12, ... and grey otherwise
+    """
+    return n_channels // 3 if n_channels % 3 == 0 and n_channels > 3 else n_channels
 
 
 def _check_image(space: spaces.Box, normalized_image: bool) -> None:

@@ -247,12 +247,18 @@ class JointPolicy(_Base):
             )
             for index, name in enumerate(self.encoders):
                 if name in self.objectives:
-                    embedding = embeddings[index] if obs.mask is None else embeddings[index][obs.mask]
-                    loss, terms = self.objectives[name](embedding, actions, next_observations, obs.valid)
+                    gauge = self.gauges[name]
+                    # A branch of its own, to tell its gradient from that of actor and critic
+                    embedding = gauge.watch_gradient("jepa", embeddings[index].view_as(embeddings[index]))
+                    embedding = embedding if obs.mask is None else embedding[obs.mask]
+                    output = self.objectives[name](embedding, actions, next_observations, obs.valid)
+                    is_reached = features[index].requires_grad
                     # Coefficients of 0 leave a constant, which has no gradient to attach
-                    if loss.requires_grad:
-                        features[index] = attach_loss(features[index], loss)
-                    self.gauges[name].add(embedding.detach(), terms)
+                    if output.loss.requires_grad:
+                        features[index] = attach_loss(features[index], output.loss)
+                    if is_reached:
+                        gauge.watch_gradient("rl", features[index])
+                    gauge.add(embedding, output)
             self._loss_attached = True
         return tuple(features) if isinstance(extracted, tuple) else features[0]
 

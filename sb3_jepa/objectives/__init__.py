@@ -1,5 +1,6 @@
 """Objectives: what is learned beside the policy. Pure PyTorch, one class per method."""
 
 from sb3_jepa.objectives.next_latent import NextLatentPrediction
+from sb3_jepa.objectives.output import ObjectiveOutput
 
-__all__ = ["NextLatentPrediction"]
+__all__ = ["NextLatentPrediction", "ObjectiveOutput"]

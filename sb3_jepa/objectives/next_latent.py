@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch as th
 from torch import nn
 
+from sb3_jepa.objectives.output import ObjectiveOutput
 from sb3_jepa.parts.losses import (
     covariance_loss,
     deviation_loss,
@@ -102,13 +103,13 @@ class NextLatentPrediction(nn.Module):
 
     def forward(
         self, embedding: th.Tensor, actions: th.Tensor, next_observations: th.Tensor, valid: th.Tensor | None = None
-    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    ) -> ObjectiveOutput:
         """
         :param embedding: Context embedding ``(batch, embed_dim)``, with its gradient
         :param actions: Encoded actions ``(batch, action_dim)``
         :param next_observations: What the encoder takes, of the next time step
         :param valid: ``(batch,)``, 1 where the next observation belongs to the same episode and is known
-        :return: The weighted loss, a scalar, and its unweighted terms for the logger, without gradient
+        :return: The loss, its terms, and what was predicted
         """
         # Where it is only a gauge it needs no gradient
         variance = embedding_variance(embedding if self.variance_coef > 0 else embedding.detach())
@@ -120,8 +121,10 @@ class NextLatentPrediction(nn.Module):
         if self.covariance_coef > 0:
             terms["covariance_loss"] = covariance_loss(embedding)
             loss = loss + self.covariance_coef * terms["covariance_loss"]
+        prediction = target = None
         if self.prediction_coef > 0:
-            prediction = self.predictor(embedding, actions)
-            terms["prediction_loss"] = prediction_loss(prediction, self.target_encoder(next_observations), valid)
+            prediction, target = self.predictor(embedding, actions), self.target_encoder(next_observations)
+            terms["prediction_loss"] = prediction_loss(prediction, target, valid)
             loss = loss + self.prediction_coef * terms["prediction_loss"]
-        return loss, {name: term.detach() for name, term in terms.items()}
+        terms = {name: term.detach() for name, term in terms.items()}
+        return ObjectiveOutput(loss, terms, prediction, target, valid)

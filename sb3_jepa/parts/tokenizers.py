@@ -51,9 +51,9 @@ class PatchTokenizer(nn.Module):
         self.reset_parameters()
 
     @property
-    def n_tokens(self) -> int:
-        """Number of tokens per observation, the class token not counted."""
-        return self.frames * self.n_rows * self.n_columns
+    def token_shape(self) -> tuple[int, ...]:
+        """How the tokens of an observation are laid out: ``(frames, rows, columns)``."""
+        return self.frames, self.n_rows, self.n_columns
 
     def reset_parameters(self) -> None:
         """Initialise: Xavier-uniform projection with zero bias, small random codes (as in the original ViT)."""
@@ -95,6 +95,11 @@ class ColumnTokenizer(nn.Module):
         self.code = nn.Parameter(th.empty(n_columns, embed_dim))
         self.reset_parameters()
 
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """How the tokens of an observation are laid out: ``(n_columns,)``."""
+        return (len(self.code),)
+
     def reset_parameters(self) -> None:
         """Initialise uniformly, with the bounds that ``nn.Linear`` would have (as in FT-Transformer)."""
         bound = self.direction.shape[1] ** -0.5
@@ -122,6 +127,11 @@ class CategoryTokenizer(nn.Module):
         self.sizes = [int(size) for size in sizes]
         self.embedding = nn.Parameter(th.empty(sum(self.sizes), embed_dim))
         self.reset_parameters()
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """How the tokens of an observation are laid out: ``(variables,)``."""
+        return (len(self.sizes),)
 
     def reset_parameters(self) -> None:
         """Initialise uniformly, as :class:`ColumnTokenizer`."""

@@ -25,6 +25,29 @@ class Attention(nn.Module):
         # (batch, tokens, dim) -> (batch, heads, tokens, dim / heads)
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
+    def _query_key_value(self, tokens: th.Tensor, class_token_only: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        dim = tokens.shape[-1]
+        if class_token_only:
+            query = F.linear(tokens[:, :1], self.qkv.weight[:dim], self.qkv.bias[:dim])
+            key, value = F.linear(tokens, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
+        else:
+            query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        return self._split_heads(query), self._split_heads(key), self._split_heads(value)
+
+    @staticmethod
+    def _weights(query: th.Tensor, key: th.Tensor) -> th.Tensor:
+        return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
+
+    def class_token_weights(self, tokens: th.Tensor) -> th.Tensor:
+        """
+        What the class token attends to. For pictures: :meth:`forward` never forms these weights.
+
+        :param tokens: ``(batch, tokens, dim)``, the class token first
+        :return: ``(batch, heads, tokens)``, which sum to one over the tokens
+        """
+        query, key, _ = self._query_key_value(tokens, class_token_only=True)
+        return self._weights(query, key)[:, :, 0]
+
     def forward(self, tokens: th.Tensor, class_token_only: bool = False) -> th.Tensor:
         """
         :param tokens: ``(batch, tokens, dim)``
@@ -32,16 +55,9 @@ class Attention(nn.Module):
             result is that of the full attention, at the price of the keys and values alone.
         :return: ``(batch, tokens, dim)``, or ``(batch, 1, dim)`` for the class token only
         """
-        dim = tokens.shape[-1]
-        if class_token_only:
-            query = F.linear(tokens[:, :1], self.qkv.weight[:dim], self.qkv.bias[:dim])
-            key, value = F.linear(tokens, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
-        else:
-            query, key, value = self.qkv(tokens).chunk(3, dim=-1)
-        query, key, value = map(self._split_heads, (query, key, value))
+        query, key, value = self._query_key_value(tokens, class_token_only)
         if self.is_differentiable_twice:
-            weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-            attended = weights.softmax(dim=-1) @ value
+            attended = self._weights(query, key) @ value
         else:
             attended = F.scaled_dot_product_attention(query, key, value)
         return self.proj(attended.transpose(1, 2).flatten(-2))

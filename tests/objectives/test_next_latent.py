@@ -20,7 +20,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
     encoder, objective = make_objective(prediction_coef=0.5, variance_coef=3.0)
     x, y, actions, valid = th.randn(6, 5), th.randn(6, 5), th.eye(2)[[0, 1, 0, 1, 0, 1]], th.tensor([1.0] * 5 + [0.0])
     embedding = encoder(x)
-    loss, terms = objective(embedding, actions, y, valid)
+    loss, terms, *_ = objective(embedding, actions, y, valid)
     expected_prediction = prediction_loss(objective.predictor(embedding, actions), encoder(y), valid)
     expected_variance = embedding_variance(embedding)
     assert terms["prediction_loss"].item() == pytest.approx(expected_prediction.item())
@@ -33,7 +33,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
 def test_loss_with_the_terms_of_vicreg():
     encoder, objective = make_objective(prediction_coef=0.0, deviation_coef=2.0, covariance_coef=0.5)
     embedding = encoder(th.randn(6, 5))
-    loss, terms = objective(embedding, th.zeros(6, 2), th.randn(6, 5))
+    loss, terms, *_ = objective(embedding, th.zeros(6, 2), th.randn(6, 5))
     assert terms["deviation_loss"].item() == pytest.approx(deviation_loss(embedding).item())
     assert terms["covariance_loss"].item() == pytest.approx(covariance_loss(embedding).item())
     assert loss.item() == pytest.approx(2.0 * terms["deviation_loss"].item() + 0.5 * terms["covariance_loss"].item())
@@ -47,8 +47,8 @@ def test_the_target_is_the_next_observation_and_not_the_same_one():
     x, y = th.randn(6, 5), th.randn(6, 5)
     actions = th.zeros(6, 2)
     embedding = encoder(x)
-    _, terms = objective(embedding, actions, y)
-    _, of_same = objective(embedding, actions, x)
+    _, terms, *_ = objective(embedding, actions, y)
+    _, of_same, *_ = objective(embedding, actions, x)
     assert terms["prediction_loss"].item() == pytest.approx(
         prediction_loss(objective.predictor(embedding, actions), objective.target_encoder(y)).item()
     )
@@ -57,7 +57,7 @@ def test_the_target_is_the_next_observation_and_not_the_same_one():
 
 def test_gradients_flow_where_promised():
     encoder, objective = make_objective()
-    loss, _ = objective(encoder(th.randn(6, 5)), th.zeros(6, 2), th.randn(6, 5))
+    loss, *_ = objective(encoder(th.randn(6, 5)), th.zeros(6, 2), th.randn(6, 5))
     loss.backward()
     assert encoder.weight.grad.abs().sum() > 0
     assert objective.predictor.output.weight.grad.abs().sum() > 0
@@ -67,7 +67,7 @@ def test_gradients_flow_where_promised():
 def test_coefficient_of_zero_spares_the_target_encoder(monkeypatch):
     encoder, objective = make_objective(prediction_coef=0.0)
     monkeypatch.setattr(objective.target_encoder, "forward", lambda _: pytest.fail("the target was not needed"))
-    loss, terms = objective(encoder(th.randn(6, 5)), th.zeros(6, 2), th.randn(6, 5))
+    loss, terms, *_ = objective(encoder(th.randn(6, 5)), th.zeros(6, 2), th.randn(6, 5))
     assert loss.item() == 0.0
     assert "prediction_loss" not in terms
 

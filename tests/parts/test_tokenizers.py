@@ -9,7 +9,7 @@ def test_every_token_is_one_patch_with_the_code_of_its_place():
     images = th.randn(5, 6, 8, 12)
     tokens = tokenizer(images)
     assert tokens.shape == (5, 12, 16)
-    assert tokenizer.n_tokens == 12
+    assert tokenizer.token_shape == (2, 2, 3)
     frame, row, column = 1, 0, 2
     patch = images[:, 3:6, 0:4, 8:12].flatten(1)
     code = tokenizer.frame_code[frame, 0, 0] + tokenizer.row_code[row, 0] + tokenizer.column_code[column]

@@ -1,0 +1,26 @@
+"""What an encoder has learned, in numbers and pictures. Nothing here knows Stable-Baselines3."""
+
+from sb3_jepa.diagnostics.attention import attention_maps
+from sb3_jepa.diagnostics.gauges import ObjectiveGauge, effective_rank
+from sb3_jepa.diagnostics.latents import Trajectory, UnrolledErrors, principal_components, spectrum, unrolled_errors
+from sb3_jepa.diagnostics.noise import FeatureNoise, feature_noise
+from sb3_jepa.diagnostics.probes import area_under_curve, probe_r2, ridge_predictions
+from sb3_jepa.diagnostics.verdict import Verdict, assess
+
+__all__ = [
+    "FeatureNoise",
+    "ObjectiveGauge",
+    "Trajectory",
+    "UnrolledErrors",
+    "Verdict",
+    "area_under_curve",
+    "assess",
+    "attention_maps",
+    "effective_rank",
+    "feature_noise",
+    "principal_components",
+    "probe_r2",
+    "ridge_predictions",
+    "spectrum",
+    "unrolled_errors",
+]

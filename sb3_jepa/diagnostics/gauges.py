@@ -1,0 +1,166 @@
+"""Gauges of what an encoder learns, cheap enough to be always on."""
+
+from collections import deque
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_jepa.objectives.output import ObjectiveOutput
+from sb3_jepa.parts.losses import covariance_loss, deviation_loss, prediction_loss
+
+# So many of the latest embeddings are kept for what is not computed minibatch by minibatch
+N_RECENT_EMBEDDINGS = 1024
+# ... and the gradients of so many minibatches
+N_RECENT_GRADIENTS = 8
+
+
+@th.no_grad()
+def effective_rank(embeddings: th.Tensor) -> th.Tensor:
+    r"""
+    RankMe: :math:`\exp\left(-\sum_k p_k \log p_k\right)` with :math:`p_k = \sigma_k / \lVert\sigma\rVert_1`, the
+    singular values :math:`\sigma` of the embedding matrix (Garrido et al. 2023, arXiv 2210.02885, eq. 1). Between 1,
+    all embeddings on one line, and ``embed_dim``.
+
+    :param embeddings: ``(samples, embed_dim)``, more samples than dimensions
+    :return: Scalar
+    :raises ValueError: If the embeddings are not two-dimensional
+    """
+    if embeddings.ndim != 2:
+        raise ValueError(f"embeddings must have shape (samples, embed_dim), got {tuple(embeddings.shape)}")
+    singular_values = th.linalg.svdvals(embeddings)
+    p = singular_values / singular_values.sum().clamp(min=th.finfo(embeddings.dtype).tiny)
+    return th.exp(th.special.entr(p).sum())
+
+
+class ObjectiveGauge(nn.Module):
+    """
+    Gathers what an objective says of itself over the minibatches of an update, without waiting for the device. For each
+    minibatch it only keeps references; what costs time is computed once an update, in :meth:`scalars`.
+
+    ``first_embedding_variance`` is that of the untrained encoder; 0 until then. It is a buffer, so that a run that goes
+    on knows how it began, and so are ``warned_of_collapse`` and ``warned_of_low_rank``.
+    """
+
+    first_embedding_variance: th.Tensor
+    warned_of_collapse: th.Tensor
+    warned_of_low_rank: th.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first_embedding_variance", th.zeros(()))
+        self.register_buffer("warned_of_collapse", th.zeros((), dtype=th.bool))
+        self.register_buffer("warned_of_low_rank", th.zeros((), dtype=th.bool))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the terms, embeddings and gradients of past minibatches."""
+        self._recent: deque[tuple[th.Tensor, ObjectiveOutput]] = deque()
+        self._gradients: dict[str, deque[th.Tensor]] = {}
+        self._is_untrained = float(self.first_embedding_variance) == 0.0
+        self._term_sums: dict[str, th.Tensor] = {}
+        self.n_minibatches = 0
+        self.n_samples = 0
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the latest embedding."""
+        return self._recent[-1][0].shape[1]
+
+    def watch_gradient(self, source: str, embedding: th.Tensor) -> th.Tensor:
+        """
+        Keep the gradient that will flow back into the embedding.
+
+        :param source: Whose gradient it is: ``"rl"`` or ``"jepa"``
+        :param embedding: Of a minibatch, ``(batch, embed_dim)``
+        :return: The embedding
+        """
+        if embedding.requires_grad:
+            gradients = self._gradients.setdefault(source, deque(maxlen=N_RECENT_GRADIENTS))
+            embedding.register_hook(lambda gradient: gradients.append(gradient.detach()))
+        return embedding
+
+    def add(self, embedding: th.Tensor, output: ObjectiveOutput) -> None:
+        """
+        :param embedding: Of a minibatch, ``(batch, embed_dim)``
+        :param output: What the objective made of it
+        """
+        if self._is_untrained:
+            self.first_embedding_variance.copy_(output.terms["embedding_variance"])
+            self._is_untrained = False
+        prediction = None if output.prediction is None else output.prediction.detach()
+        self._recent.append((embedding.detach(), output._replace(prediction=prediction, loss=output.loss.detach())))
+        self.n_samples += len(embedding)
+        n_kept = sum(len(kept) for kept, _ in self._recent)
+        while n_kept - len(self._recent[0][0]) >= N_RECENT_EMBEDDINGS:
+            n_kept -= len(self._recent.popleft()[0])
+        for name, term in output.terms.items():
+            self._term_sums[name] = self._term_sums[name] + term if name in self._term_sums else term
+        self.n_minibatches += 1
+
+    def means(self) -> dict[str, float]:
+        """The terms, averaged over the minibatches since :meth:`reset`; empty if there was none."""
+        return {name: float(term_sum) / self.n_minibatches for name, term_sum in self._term_sums.items()}
+
+    @th.no_grad()
+    def scalars(self) -> dict[str, float]:
+        """
+        The terms, averaged over the minibatches since :meth:`reset`, and of the latest 1,024 embeddings and 8
+        minibatches:
+
+        - ``effective_rank``, see :func:`effective_rank`
+        - ``smallest_deviation`` and ``largest_deviation``: standard deviations of single dimensions
+        - ``deviation_loss`` and ``covariance_loss``, if the objective has no such terms
+        - ``prediction_to_copy_ratio``: the prediction loss divided by that of a predictor that copies, which takes the
+          context embedding for the next one. From 1 on, the predictor knows nothing.
+        - ``target_cosine``: mean cosine between context embedding and target
+        - ``rl_gradient_norm`` and ``jepa_gradient_norm``: norms of the gradients that reach the encoder's output, and
+          ``gradient_cosine`` between the two, averaged over minibatches. Where the embedding goes to one of them only,
+          that one.
+
+        :return: Empty if there was no minibatch
+        """
+        scalars = self.means()
+        if not self._recent:
+            return scalars
+        embeddings = th.cat([embedding for embedding, _ in self._recent])
+        scalars.setdefault("deviation_loss", float(deviation_loss(embeddings)))
+        scalars.setdefault("covariance_loss", float(covariance_loss(embeddings)))
+        deviations = embeddings.std(dim=0, correction=0)
+        scalars["smallest_deviation"] = float(deviations.min())
+        scalars["largest_deviation"] = float(deviations.max())
+        scalars["effective_rank"] = float(effective_rank(embeddings))
+        return {**scalars, **self._of_predictions(), **self._of_gradients()}
+
+    def _of_predictions(self) -> dict[str, float]:
+        outputs = [output for _, output in self._recent]
+        if any(output.prediction is None for output in outputs):
+            return {}
+        embedding = th.cat([embedding for embedding, _ in self._recent])
+        prediction, target = (
+            th.cat([getattr(output, name) for output in outputs]) for name in ("prediction", "target")
+        )
+        # Some objectives predict something else than one embedding for each of these
+        if prediction.shape != embedding.shape:
+            return {}
+        is_masked = outputs[0].valid is not None
+        valid = th.cat([output.valid for output in outputs]) if is_masked else th.ones_like(embedding[:, 0])  # type: ignore[misc]
+        cosine = F.cosine_similarity(embedding, target) * valid
+        scalars = dict(target_cosine=float(cosine.sum() / valid.sum().clamp(min=1.0)))
+        copy_loss = float(prediction_loss(embedding, target, valid))
+        # Zero if all embeddings are one, or no pair counts
+        if copy_loss > 0.0:
+            scalars["prediction_to_copy_ratio"] = float(prediction_loss(prediction, target, valid)) / copy_loss
+        return scalars
+
+    def _of_gradients(self) -> dict[str, float]:
+        norms = {
+            f"{source}_gradient_norm": float(th.stack([gradient.norm() for gradient in gradients]).mean())
+            for source, gradients in self._gradients.items()
+            if gradients
+        }
+        if len(norms) < 2:
+            return norms
+        pairs = zip(*self._gradients.values(), strict=False)
+        cosines = [F.cosine_similarity(one.flatten(), other.flatten(), dim=0) for one, other in pairs]
+        return {**norms, "gradient_cosine": float(th.stack(cosines).mean())}

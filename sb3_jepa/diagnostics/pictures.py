@@ -1,0 +1,227 @@
+"""Pictures of embeddings, as figures of Matplotlib. Drawn to be read at the size of a card in TensorBoard."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+
+from sb3_jepa.diagnostics.latents import UnrolledErrors, principal_components, spectrum
+from sb3_jepa.diagnostics.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"healthy": "#1a7f37", "low rank": "#b35900", "collapsed": "#b3261e"}
+# Dots per inch: at 4 inches, a figure is about as wide as a card
+DPI = 100
+# The eigenvalues below this fraction of the untrained encoder's mean are not worth the paper
+LOWEST_FRACTION = 1e-8
+
+
+def new_figure(width: float, height: float, title: str, verdict: Verdict | None = None) -> "Figure":
+    """
+    :param width: In inches
+    :param height: In inches
+    :param title: Of the whole figure
+    :param verdict: If given, it stands in the title, in its colour
+    :return: An empty figure, which no window knows of
+    :raises ImportError: If Matplotlib is not installed
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Pictures need Matplotlib: pip install "sb3-jepa[plot]"') from error
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    colour = "black"
+    if verdict is not None:
+        title, colour = f"{verdict.label.upper()}: {title}", COLOURS[verdict.label]
+    figure.suptitle(title, color=colour, fontsize=11, fontweight="bold")
+    return figure
+
+
+def spectrum_figure(embeddings: th.Tensor, first_variance: float, rank: float, verdict: Verdict | None) -> "Figure":
+    """
+    Eigenvalues of the embeddings' covariance, on a logarithmic axis.
+
+    :param embeddings: ``(samples, embed_dim)``
+    :param first_variance: Embedding variance of the untrained encoder, a dashed line; 0 if it is not known
+    :param rank: Effective rank
+    :param verdict: On the encoder
+    :return: Figure
+    """
+    eigenvalues = spectrum(embeddings).cpu().numpy()
+    embed_dim = len(eigenvalues)
+    figure = new_figure(4.2, 3.2, f"rank {rank:.1f} of {embed_dim}", verdict)
+    axes = figure.add_subplot()
+    reference = first_variance if first_variance > 0 else max(float(eigenvalues.mean()), 1e-12)
+    lowest = LOWEST_FRACTION * reference
+    axes.bar(np.arange(1, embed_dim + 1), np.maximum(eigenvalues, lowest), width=1.0, color="#4477aa")
+    if first_variance > 0:
+        axes.axhline(first_variance, color="black", linestyle="--", linewidth=1, label="mean, untrained")
+    axes.axhline(max(float(eigenvalues.mean()), lowest), color="#cc3311", linewidth=1.5, label="mean, now")
+    axes.set_yscale("log")
+    axes.set_ylim(lowest, max(10.0 * embed_dim * reference, 2.0 * float(eigenvalues.max())))
+    axes.set_xlim(0.5, embed_dim + 0.5)
+    axes.set_xlabel("eigenvalue of the embeddings' covariance")
+    axes.legend(fontsize=8, loc="upper right")
+    return figure
+
+
+def unrolled_figure(errors: UnrolledErrors, verdict: Verdict | None) -> "Figure":
+    """
+    Error of the unrolled predictor by horizon, beside that of a copy.
+
+    :param errors: By horizon
+    :param verdict: On the encoder
+    :return: Figure
+    """
+    first_ratio = float(errors.predictor[0] / errors.copy[0]) if errors.copy[0] > 0 else float("nan")
+    figure = new_figure(4.2, 3.2, f"1 step: {first_ratio:.2f} x copy's error", verdict)
+    axes = figure.add_subplot()
+    horizons = np.arange(1, len(errors.predictor) + 1)
+    axes.plot(horizons, errors.copy.cpu().numpy(), color="grey", marker="s", markersize=4, label="copy")
+    axes.plot(horizons, errors.predictor.cpu().numpy(), color="#cc3311", marker="o", markersize=4, label="predictor")
+    axes.axhline(1.0, color="black", linestyle="--", linewidth=1, label="mean embedding")
+    axes.set_yscale("log")
+    axes.set_xlabel("steps ahead")
+    axes.set_ylabel("error / target variance")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def trajectory_colours(embeddings: th.Tensor, first_variance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Each embedding as a colour: its three principal components as red, green and blue. They share one scale, and that
+    is never finer than a third of what the untrained encoder varied by: what does not vary stays grey.
+
+    :param embeddings: ``(steps, embed_dim)``
+    :param first_variance: Embedding variance of the untrained encoder; 0 if it is not known
+    :return: Colours ``(steps, 3)`` in [0, 1], components ``(steps, 3)`` in units of that scale, shares ``(3,)``
+    """
+    components, shares = principal_components(embeddings)
+    finest = (embeddings.shape[1] * first_variance) ** 0.5 / 3.0
+    scale = max(float(components[:, 0].square().mean().sqrt()), finest, 1e-12)
+    components = components / scale
+    colours = (0.5 + components / 5.0).clamp(0.0, 1.0)
+    return colours.cpu().numpy(), components.cpu().numpy(), shares.cpu().numpy()
+
+
+def trajectory_figure(
+    embeddings: th.Tensor, first_variance: float, frames: np.ndarray | None, verdict: Verdict | None
+) -> "Figure":
+    """
+    One episode in latent space: as a path through its first two principal components, and as a strip of colours under
+    some of its frames.
+
+    :param embeddings: ``(steps, embed_dim)``, in order
+    :param first_variance: Embedding variance of the untrained encoder; 0 if it is not known
+    :param frames: What was seen, ``(steps, height, width)`` or ``(steps, height, width, 3)``; None if it is no picture
+    :param verdict: On the encoder
+    :return: Figure
+    """
+    colours, components, shares = trajectory_colours(embeddings, first_variance)
+    n_steps = len(embeddings)
+    heights = [6.0, 1.0] if frames is None else [6.0, 1.0, 1.2]
+    figure = new_figure(4.2, 0.55 * sum(heights), f"an episode of {n_steps - 1} steps", verdict)
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    path = figure.add_subplot(grid[0])
+    path.plot(components[:, 0], components[:, 1], color="lightgrey", linewidth=1, zorder=1)
+    path.scatter(components[:, 0], components[:, 1], c=colours, s=14, edgecolors="grey", linewidths=0.3, zorder=2)
+    path.annotate("start", (components[0, 0], components[0, 1]), fontsize=8)
+    limit = max(3.0, 1.1 * float(np.abs(components[:, :2]).max()))
+    path.set_xlim(-limit, limit)
+    path.set_ylim(-limit, limit)
+    path.set_xlabel(f"component 1 ({shares[0]:.0%} of the variance)", fontsize=8)
+    path.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=8)
+    strip = figure.add_subplot(grid[1])
+    strip.imshow(colours[None], aspect="auto", extent=(-0.5, n_steps - 0.5, 0, 1), interpolation="nearest")
+    strip.set_yticks([])
+    strip.set_xlabel("step", fontsize=8)
+    strip.tick_params(labelsize=8)
+    if frames is not None:
+        film = figure.add_subplot(grid[2])
+        chosen = np.linspace(0, len(frames) - 1, min(5, len(frames))).round().astype(int)
+        show_image(film, np.concatenate([_framed(frames[index]) for index in chosen], axis=1))
+    return figure
+
+
+def attention_figure(
+    images: np.ndarray, maps: np.ndarray, patch_size: int, title: str, verdict: Verdict | None = None
+) -> "Figure":
+    """
+    The class token's attention, laid over the frames.
+
+    :param images: Some observations, ``(observations, frames, height, width)`` or ``(..., 3)``
+    :param maps: ``(observations, frames, rows, columns)``; with one map for all frames, it is laid over each
+    :param patch_size: Side of a patch in pixels
+    :param title: Of the figure
+    :param verdict: On the encoder
+    :return: Figure
+    """
+    n_rows, n_frames = images.shape[:2]
+    height, width = images.shape[2:4]
+    figure = new_figure(1.4 * n_frames + 0.6, 0.6 + n_rows * 1.4 * height / width + 0.15, title, verdict)
+    # The same for all, and so that even attention is a quarter of the way up
+    even = 1.0 / (maps.shape[1] * maps.shape[2] * maps.shape[3])
+    overlay = None
+    for row in range(n_rows):
+        for column in range(n_frames):
+            axes = figure.add_subplot(n_rows, n_frames, row * n_frames + column + 1)
+            show_image(axes, images[row, column])
+            weights = maps[row, column if maps.shape[1] > 1 else 0] / even
+            extent = (-0.5, weights.shape[1] * patch_size - 0.5, weights.shape[0] * patch_size - 0.5, -0.5)
+            overlay = axes.imshow(
+                weights, cmap="inferno", alpha=0.55, vmin=0.0, vmax=4.0, extent=extent, interpolation="nearest"
+            )
+            # Patches may reach over the edge
+            axes.set_xlim(-0.5, width - 0.5)
+            axes.set_ylim(height - 0.5, -0.5)
+            if row == 0:
+                axes.set_title("newest" if column == n_frames - 1 else f"{column + 1 - n_frames}", fontsize=9)
+    if overlay is not None:
+        bar = figure.colorbar(overlay, ax=figure.axes, shrink=0.9, aspect=30)
+        bar.set_label("attention / even", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def attention_bars(weights: Mapping[str, np.ndarray], title: str, verdict: Verdict | None = None) -> "Figure":
+    """
+    The class token's attention to what is no image: numbers and categories.
+
+    :param weights: For each key ``(observations, numbers)``
+    :param title: Of the figure
+    :param verdict: On the encoder
+    :return: Figure
+    """
+    names = [f"{key}[{index}]" for key, array in weights.items() for index in range(array.shape[1])]
+    values = np.concatenate([array.T for array in weights.values()])
+    figure = new_figure(4.2, 3.2, title, verdict)
+    axes = figure.add_subplot()
+    places = np.arange(len(names))
+    axes.bar(places, values.mean(axis=1), yerr=values.std(axis=1), color="#4477aa", ecolor="grey")
+    if len(names) <= 16:
+        axes.set_xticks(places, names, rotation=90, fontsize=8)
+    else:
+        axes.set_xlabel(f"number ({', '.join(weights) or 'of the vector'})", fontsize=8)
+    axes.set_ylabel("attention, mean and deviation", fontsize=8)
+    return figure
+
+
+def show_image(axes: "Axes", image: np.ndarray) -> None:
+    """
+    :param axes: Where to show it, without ticks
+    :param image: ``(height, width)`` for grey or ``(height, width, 3)``, uint8 or from 0 to 1
+    """
+    highest: Any = 255 if image.dtype == np.uint8 else 1.0
+    axes.imshow(image, cmap="gray", vmin=0, vmax=highest)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _framed(image: np.ndarray) -> np.ndarray:
+    """With a black line at its right."""
+    padding = [(0, 0), (0, max(1, image.shape[1] // 32)), *[(0, 0)] * (image.ndim - 2)]
+    return np.pad(image, padding)

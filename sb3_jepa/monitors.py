@@ -1,0 +1,311 @@
+"""Callbacks that look at what is learned, and change nothing."""
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    Figure,
+    HumanOutputFormat,
+    JSONOutputFormat,
+    KVWriter,
+    TensorBoardOutputFormat,
+)
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_jepa.buffers import by_key, unkeyed
+from sb3_jepa.diagnostics import probe_r2
+from sb3_jepa.diagnostics.pictures import new_figure
+from sb3_jepa.episodes import EpisodeRecorder, executed_actions
+from sb3_jepa.latent_model import LatentModel
+from sb3_jepa.portrait import Portrait
+
+# Logger outputs that hold tables of numbers
+TABLES = (CSVOutputFormat, HumanOutputFormat, JSONOutputFormat)
+ROLLOUTS_APART = 20
+# Off-policy, where a rollout may be a single step
+STEPS_APART = 10_000
+
+
+class EveryNRollouts(BaseCallback):
+    """
+    Does something every ``N`` rollouts.
+
+    :param every_n_rollouts: How often; by default every 20 rollouts on-policy, and off-policy, where a rollout may be a
+        single step, every 10,000 time steps
+    :param encoder: Name of the network whose encoder is looked at, such as ``"critic"``; by default the first
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :raises ValueError: If the number is not positive
+    """
+
+    def __init__(self, every_n_rollouts: int | None = None, encoder: str | None = None, verbose: int = 0):
+        super().__init__(verbose)
+        if every_n_rollouts is not None and every_n_rollouts <= 0:
+            raise ValueError(f"`every_n_rollouts` must be positive, got {every_n_rollouts}")
+        self.every_n_rollouts = every_n_rollouts
+        self.encoder = encoder
+        self._n_rollouts = self._n_steps_before = 0
+
+    def _on_training_start(self) -> None:
+        # Objects now, if there is no such encoder
+        LatentModel(self.model, self.encoder)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._n_rollouts += 1
+        if self.every_n_rollouts is None and not isinstance(self.model, OnPolicyAlgorithm):
+            is_due = self.num_timesteps - self._n_steps_before >= STEPS_APART
+        else:
+            is_due = self._n_rollouts % (self.every_n_rollouts or ROLLOUTS_APART) == 0
+        if is_due:
+            self._n_steps_before = self.num_timesteps
+            self._look()
+
+    def _look(self) -> None:
+        raise NotImplementedError
+
+
+class PictureCallback(EveryNRollouts):
+    """
+    Draws, every ``N`` rollouts and at the end, what the encoder makes of the latest episodes of the first environment,
+    for TensorBoard and other outputs that take figures. Tables (stdout, log, CSV, JSON) do not hear of it.
+
+    - ``jepa_pictures/attention``: the class token's attention over the patches, laid over the frames
+    - ``jepa_pictures/trajectory``: the path of an episode in latent space, and a strip of its colours
+    - ``jepa_pictures/unrolled``: how far the predictor sees, beside a copy
+    - ``jepa_pictures/spectrum``: eigenvalues of the embeddings' covariance
+    - ``jepa_pictures/embedding``: a histogram of the embeddings' values
+    - In TensorBoard's projector: the embeddings, with the frames as thumbnails
+
+    Each title begins with a verdict: healthy, low rank or collapsed.
+
+    :param every_n_rollouts: How often; by default every 20 rollouts on-policy, and off-policy, where a rollout may be a
+        single step, every 10,000 time steps
+    :param horizon: How many steps the predictor is unrolled
+    :param max_steps: How many steps of the latest episodes are looked at
+    :param projector: Whether to write embeddings and thumbnails for the projector, a few hundred kB each time
+    :param encoder: Name of the network whose encoder is looked at, such as ``"critic"``; by default the first
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :raises ValueError: If a number is not positive; when the training starts, if there is no such encoder
+    :raises ImportError: If Matplotlib is not installed
+    """
+
+    def __init__(
+        self,
+        every_n_rollouts: int | None = None,
+        horizon: int = 10,
+        max_steps: int = 500,
+        projector: bool = True,
+        encoder: str | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(every_n_rollouts, encoder, verbose)
+        for name, number in dict(horizon=horizon, max_steps=max_steps).items():
+            if number <= 0:
+                raise ValueError(f"`{name}` must be positive, got {number}")
+        # Objects now, if Matplotlib is not installed
+        new_figure(1, 1, "")
+        self.horizon, self.max_steps, self.projector = horizon, max_steps, projector
+        self._recorder = EpisodeRecorder(1, max_steps, max_steps)
+
+    @property
+    def _outputs(self) -> list[KVWriter]:
+        return [output for output in self.logger.output_formats if not isinstance(output, TABLES)]
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._recorder = EpisodeRecorder(1, self.max_steps, self.max_steps)
+        if not self._outputs:
+            warnings.warn(
+                "PictureCallback draws for TensorBoard, and nothing here takes pictures: pass `tensorboard_log` to the "
+                "model",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _on_step(self) -> bool:
+        step = self.locals
+        before: Any = self.model._last_obs
+        self._recorder.record_step(
+            before, executed_actions(step), step["rewards"], step["new_obs"], step["dones"], step["infos"]
+        )
+        return True
+
+    def _on_training_end(self) -> None:
+        if self._n_steps_before < self.num_timesteps:
+            self._n_steps_before = self.num_timesteps
+            self._look()
+
+    def _look(self) -> None:
+        episodes = self._recorder.latest()
+        if not self._outputs or not episodes:
+            return
+        portrait = Portrait(LatentModel(self.model, self.encoder), episodes, self.horizon)
+        # Not by record() and dump(): at the end of a training, tables would get an empty row
+        values: dict[str, Any] = {name: Figure(one, close=False) for name, one in portrait.pictures().items()}
+        values["embedding"] = portrait.embeddings.cpu()
+        named = {f"jepa_pictures/{name}": value for name, value in values.items()}
+        for output in self._outputs:
+            output.write(named, dict.fromkeys(named), self.num_timesteps)  # type: ignore[arg-type]
+            if self.projector and isinstance(output, TensorBoardOutputFormat):
+                self._write_projector(output, portrait)
+
+    def _write_projector(self, output: TensorBoardOutputFormat, portrait: Portrait) -> None:
+        rows = np.arange(len(portrait.embeddings))
+        frames = portrait.frames(rows)
+        thumbnails = None
+        if frames is not None:
+            newest = th.as_tensor(frames[:, -1])
+            newest = newest.float() / (255.0 if newest.dtype == th.uint8 else 1.0)
+            # (samples, channels, height, width)
+            thumbnails = newest.movedim(-1, 1) if newest.ndim == 4 else newest[:, None].expand(-1, 3, -1, -1)
+        metadata = [
+            [str(number), str(step)]
+            for number, episode in enumerate(portrait.episodes)
+            for step in range(len(episode.actions) + 1)
+        ]
+        output.writer.add_embedding(  # type: ignore[no-untyped-call]
+            portrait.embeddings.cpu(),
+            metadata=metadata,
+            metadata_header=["episode", "step"],
+            label_img=thumbnails,
+            global_step=self.num_timesteps,
+            tag="embedding",
+        )
+
+
+class ProbeCallback(EveryNRollouts):
+    """
+    Asks, every ``N`` rollouts, what the embedding knows: ridge regression from the frozen embedding to what can be read
+    from the environment, with its R² on held-out episodes as ``jepa_probe/<variable>``. One: it can be read exactly.
+    Zero: the mean would do as well.
+
+    It looks at what the training visits, in all environments, and takes no step of its own. What the policy visits
+    changes in the course of a training, and R² with it: of a pole that hardly moves, the little that it does is hard to
+    read.
+
+    Exactly one of ``attribute``, ``info_key`` and ``function`` says what is read.
+
+    :param attribute: Attribute of the environments, as of ``VecEnv.get_attr``: ``"state"`` for ``env.unwrapped.state``
+    :param info_key: Key of the infos
+    :param function: Takes the ``VecEnv`` and returns one row of numbers for each environment
+    :param names: Of the variables; numbers by default
+    :param every_n_rollouts: How often; by default every 20 rollouts on-policy, and off-policy, where a rollout may be a
+        single step, every 10,000 time steps
+    :param every_n_steps: Only every ``N``-th step of the environments is kept, since those between tell little more
+    :param n_samples: How many observations are kept, the latest
+    :param held_out: Fraction of the episodes on which R² is measured
+    :param encoder: Name of the network whose encoder is looked at, such as ``"critic"``; by default the first
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :raises ValueError: If not exactly one source is given, or a number is out of range; in the training, if there is
+        nothing of that name in the environment or its infos, or it is no row of as many numbers as there are names
+    """
+
+    def __init__(
+        self,
+        attribute: str | None = None,
+        info_key: str | None = None,
+        function: Callable[[VecEnv], Any] | None = None,
+        names: Sequence[str] | None = None,
+        every_n_rollouts: int | None = None,
+        every_n_steps: int = 4,
+        n_samples: int = 2048,
+        held_out: float = 0.25,
+        encoder: str | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(every_n_rollouts, encoder, verbose)
+        sources = dict(attribute=attribute, info_key=info_key, function=function)
+        given = [name for name, source in sources.items() if source is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"Exactly one of `attribute`, `info_key` and `function` must say what is read, got {given or 'none'}"
+            )
+        for name, number in dict(every_n_steps=every_n_steps, n_samples=n_samples).items():
+            if number <= 0:
+                raise ValueError(f"`{name}` must be positive, got {number}")
+        if not 0.0 < held_out < 1.0:
+            raise ValueError(f"`held_out` must lie between 0 and 1, got {held_out}")
+        self.attribute, self.info_key, self.function = attribute, info_key, function
+        self.names = None if names is None else list(names)
+        self.every_n_steps, self.n_samples, self.held_out = every_n_steps, n_samples, held_out
+        # Observation, what was read, and the number of the episode
+        self._samples: deque[tuple[dict[str, Any], np.ndarray, int]] = deque(maxlen=n_samples)
+        self._n_episodes = 0
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        n_envs = self.training_env.num_envs
+        self._episode_of_env = self._n_episodes + np.arange(n_envs)
+        self._n_episodes += n_envs
+
+    def _on_step(self) -> bool:
+        new_obs, dones, infos = (self.locals[name] for name in ("new_obs", "dones", "infos"))
+        is_kept = self.n_calls % self.every_n_steps == 0
+        rows = self._read(infos) if is_kept else None
+        for env, done in enumerate(dones):
+            observation = {key: array[env] for key, array in by_key(new_obs).items()}
+            # Infos belong to what the step led to, and all else to what comes next
+            if self.info_key is not None and rows is not None:
+                last = dict(by_key(infos[env]["terminal_observation"])) if done else observation
+                self._samples.append((last, rows[env], self._episode_of_env[env]))
+            if done:
+                self._episode_of_env[env] = self._n_episodes
+                self._n_episodes += 1
+            if self.info_key is None and rows is not None:
+                self._samples.append((observation, rows[env], self._episode_of_env[env]))
+        return True
+
+    def _read(self, infos: list[dict[str, Any]]) -> np.ndarray:
+        if self.function is not None:
+            values: Any = self.function(self.training_env)
+            source = "`function` returned"
+        elif self.attribute is not None:
+            values = self.training_env.get_attr(self.attribute)
+            source = f"`attribute={self.attribute!r}` is"
+        else:
+            if not all(self.info_key in info for info in infos):
+                raise ValueError(f"`info_key={self.info_key!r}` is not among the infos: {sorted(infos[0])}")
+            values = [info[self.info_key] for info in infos]  # type: ignore[index]
+            source = f"`info_key={self.info_key!r}` is"
+        rows = np.array(values, dtype=np.float64).reshape(len(values), -1)
+        if len(rows) != len(infos) or (self.names is not None and rows.shape[1] != len(self.names)):
+            columns = f" and one column for each of {self.names}" if self.names is not None else ""
+            raise ValueError(
+                f"{source} of shape {rows.shape}; wanted are {len(infos)} rows, one per environment{columns}"
+            )
+        return rows
+
+    def _look(self) -> None:
+        r2 = self.measure()
+        for name, value in r2.items():
+            self.logger.record(f"jepa_probe/{name}", value)
+
+    def measure(self) -> dict[str, float]:
+        """
+        :return: R² of each variable, on held-out episodes; without those that do not vary there, and empty while there
+            are fewer than four episodes
+        """
+        if not self._samples:
+            return {}
+        observations, values, episodes = zip(*self._samples, strict=True)
+        numbers = np.unique(episodes)
+        # At random, for neighbours are episodes of other environments at the same time. The same ones each time
+        n_held_out = max(1, round(self.held_out * len(numbers)))
+        held_out = np.random.default_rng(0).permutation(numbers)[:n_held_out]
+        is_held_out = np.isin(episodes, held_out)
+        if len(numbers) < 4:
+            return {}
+        batch = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+        embeddings = LatentModel(self.model, self.encoder).embed(unkeyed(batch)).double().cpu().numpy()
+        r2 = probe_r2(embeddings, np.stack(values), is_held_out)
+        names = self.names or [str(number) for number in range(len(r2))]
+        return {name: float(value) for name, value in zip(names, r2, strict=True) if np.isfinite(value)}

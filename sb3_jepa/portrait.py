@@ -1,0 +1,124 @@
+"""What an encoder makes of some episodes, in figures and pictures."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch as th
+
+from sb3_jepa.buffers import by_key, unkeyed
+from sb3_jepa.diagnostics import Trajectory, UnrolledErrors, assess, attention_maps, effective_rank, pictures
+from sb3_jepa.diagnostics import unrolled_errors as unroll
+from sb3_jepa.episodes import Episode, concatenate, frames_of, image_key
+from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.latent_model import LatentModel
+from sb3_jepa.parts import embedding_variance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Observations whose attention is shown
+N_ATTENTION_ROWS = 3
+
+
+class Portrait:
+    """
+    An encoder, seen through some episodes. Everything is embedded once.
+
+    :param latent_model: The encoder, and its predictor if it has one
+    :param episodes: At least one
+    :param horizon: How many steps the predictor is unrolled
+    :raises ValueError: If there is no episode, or the horizon is not positive
+    """
+
+    def __init__(self, latent_model: LatentModel, episodes: list[Episode], horizon: int = 10):
+        if not episodes:
+            raise ValueError("`episodes` must hold at least one, got none")
+        if horizon <= 0:
+            raise ValueError(f"`horizon` must be positive, got {horizon}")
+        self.latent_model, self.episodes, self.horizon = latent_model, episodes, horizon
+        lengths = [len(episode.actions) + 1 for episode in episodes]
+        self.observations = concatenate([episode.observations for episode in episodes])
+        self.embeddings = latent_model.embed(self.observations)
+        self.trajectories: list[Trajectory] = []
+        if latent_model.has_objective:
+            targets = latent_model.embed_target(self.observations)
+            actions = [latent_model.encode_actions(episode.actions) for episode in episodes]
+            parts = zip(self.embeddings.split(lengths), targets.split(lengths), actions, strict=True)
+            self.trajectories = [Trajectory(*part) for part in parts]
+        self._longest = int(np.argmax(lengths))
+        self._first_row_of_longest = sum(lengths[: self._longest])
+        self.variance = float(embedding_variance(self.embeddings))
+        self.rank = float(effective_rank(self.embeddings))
+        self.first_variance = latent_model.first_embedding_variance
+        self.verdict = assess(self.variance, self.rank, self.embeddings.shape[1], self.first_variance)
+
+    def frames(self, rows: np.ndarray) -> np.ndarray | None:
+        """
+        :param rows: Of the observations
+        :return: What was seen, ``(rows, frames, height, width)`` or ``(..., 3)``; None if it is no image
+        """
+        key = image_key(self.latent_model.policy.observation_space)
+        if key is None:
+            return None
+        return frames_of(by_key(self.observations)[key][rows], getattr(self.latent_model.encoder, "frames", None))
+
+    def unrolled_errors(self) -> UnrolledErrors | None:
+        """See :func:`~sb3_jepa.diagnostics.unrolled_errors`; None without a predictor."""
+        if not self.trajectories:
+            return None
+        return unroll(self.latent_model.predict, self.trajectories, self.horizon)
+
+    def surprises(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """
+        Surprise of the transitions as they were, and with the next observation taken from another one at random; None
+        without a predictor.
+        """
+        if not self.trajectories:
+            return None
+        before = th.cat([trajectory.embeddings[:-1] for trajectory in self.trajectories])
+        after = th.cat([trajectory.targets[1:] for trajectory in self.trajectories])
+        expected = self.latent_model.predict(before, th.cat([one.actions for one in self.trajectories]))
+        swapped = after[np.random.default_rng(0).permutation(len(after))]
+        true, false = ((expected - one).square().sum(dim=1).cpu().numpy() for one in (after, swapped))
+        return true, false
+
+    def pictures(self) -> "dict[str, Figure]":
+        """
+        :return: By name: ``spectrum``, ``trajectory``, ``unrolled`` (with a predictor) and ``attention`` (of a
+            :class:`~sb3_jepa.JepaExtractor`)
+        :raises ImportError: If Matplotlib is not installed
+        """
+        figures = dict(
+            spectrum=pictures.spectrum_figure(self.embeddings, self.first_variance, self.rank, self.verdict),
+            trajectory=self._trajectory_picture(),
+        )
+        errors = self.unrolled_errors()
+        if errors is not None:
+            figures["unrolled"] = pictures.unrolled_figure(errors, self.verdict)
+        if isinstance(self.latent_model.encoder, JepaExtractor):
+            figures["attention"] = self._attention_picture(self.latent_model.encoder)
+        return figures
+
+    def _rows_of_longest(self) -> np.ndarray:
+        return self._first_row_of_longest + np.arange(len(self.episodes[self._longest].actions) + 1)
+
+    def _trajectory_picture(self) -> "Figure":
+        rows = self._rows_of_longest()
+        frames = self.frames(rows)
+        newest = None if frames is None else frames[:, -1]
+        return pictures.trajectory_figure(self.embeddings[rows], self.first_variance, newest, self.verdict)
+
+    def _attention_picture(self, extractor: JepaExtractor) -> "Figure":
+        rows = self._rows_of_longest()
+        chosen = rows[np.linspace(0, len(rows) - 1, min(N_ATTENTION_ROWS + 2, len(rows))).round().astype(int)[1:-1]]
+        chosen = chosen if len(chosen) else rows[:1]
+        observed = {key: array[chosen] for key, array in by_key(self.observations).items()}
+        batches = self.latent_model.in_batches(
+            unkeyed(observed), lambda inputs: attention_maps(extractor.encoder, inputs)
+        )
+        (maps,) = ({key: one.cpu().numpy() for key, one in batch.items()} for batch in batches)
+        key, frames = image_key(self.latent_model.policy.observation_space), self.frames(chosen)
+        if key is None or frames is None:
+            return pictures.attention_bars(maps, "attention of the class token", self.verdict)
+        patch_size = -(-frames.shape[2] // maps[key].shape[2])
+        return pictures.attention_figure(frames, maps[key], patch_size, "attention", self.verdict)
