@@ -1,6 +1,7 @@
 """Whole episodes, as they happened, and the frames that were seen in them."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,11 +22,13 @@ class Episode(NamedTuple):
         ``Dict`` observations a dictionary of such
     :param actions: As the environment executed them, ``(steps, *action shape)``
     :param rewards: ``(steps,)``
+    :param readings: What else was read of the environment before each step, ``(steps, variables)``, or None
     """
 
     observations: Any
     actions: np.ndarray
     rewards: np.ndarray
+    readings: np.ndarray | None = None
 
 
 class EpisodeRecorder:
@@ -39,7 +42,7 @@ class EpisodeRecorder:
 
     def __init__(self, n_envs: int = 1, max_steps: int = 500, max_total_steps: int = 500):
         self.n_envs, self.max_steps, self.max_total_steps = n_envs, max_steps, max_total_steps
-        self._steps: list[list[tuple[dict[str, Any], Any, float]]] = [[] for _ in range(n_envs)]
+        self._steps: list[list[tuple[dict[str, Any], Any, float, Any]]] = [[] for _ in range(n_envs)]
         self._last: list[dict[str, Any]] = [{} for _ in range(n_envs)]
         self._ended: deque[Episode] = deque()
 
@@ -51,6 +54,7 @@ class EpisodeRecorder:
         new_observations: Any,
         dones: np.ndarray,
         infos: list[dict[str, Any]],
+        readings: np.ndarray | None = None,
     ) -> None:
         """
         Note a step of all environments.
@@ -61,13 +65,15 @@ class EpisodeRecorder:
         :param new_observations: After it; where an episode ended, the first of the next one
         :param dones: Whether the step ended an episode
         :param infos: With the key ``"terminal_observation"`` where the step ended an episode
+        :param readings: What else was read of the environments before the step, ``(environments, variables)``
         """
         for env in range(self.n_envs):
             before = {key: array[env] for key, array in by_key(observations).items()}
             after = {key: array[env] for key, array in by_key(new_observations).items()}
             if dones[env]:
                 after = dict(by_key(infos[env].get("terminal_observation", unkeyed(after))))
-            self._steps[env].append((before, actions[env], float(rewards[env])))
+            reading = None if readings is None else readings[env]
+            self._steps[env].append((before, actions[env], float(rewards[env]), reading))
             self._last[env] = after
             if dones[env] or len(self._steps[env]) == self.max_steps:
                 self._ended.append(self._episode(env))
@@ -80,14 +86,21 @@ class EpisodeRecorder:
         return len(self._ended[0].actions) if self._ended else 0
 
     def _episode(self, env: int) -> Episode:
-        befores, actions, rewards = zip(*self._steps[env], strict=True)
+        befores, actions, rewards, readings = zip(*self._steps[env], strict=True)
         rows = [*befores, self._last[env]]
         observations = {key: np.stack([row[key] for row in rows]) for key in befores[0]}
-        return Episode(unkeyed(observations), np.stack(actions), np.array(rewards))
+        is_read = readings[0] is not None
+        return Episode(
+            unkeyed(observations), np.stack(actions), np.array(rewards), np.stack(readings) if is_read else None
+        )
 
-    def latest(self) -> list[Episode]:
-        """Episodes that have ended, oldest first; if none has, those that are under way."""
-        return list(self._ended) or [self._episode(env) for env in range(self.n_envs) if self._steps[env]]
+    def latest(self, with_unfinished: bool = False) -> list[Episode]:
+        """
+        :param with_unfinished: Whether to add those that are under way, also if others have ended
+        :return: Episodes that have ended, oldest first; if none has, those that are under way
+        """
+        unfinished = [self._episode(env) for env in range(self.n_envs) if self._steps[env]]
+        return [*self._ended, *(unfinished if with_unfinished or not self._ended else [])]
 
 
 def executed_actions(step_locals: dict[str, Any]) -> np.ndarray:
@@ -99,7 +112,13 @@ def executed_actions(step_locals: dict[str, Any]) -> np.ndarray:
     return step_locals["clipped_actions" if "clipped_actions" in step_locals else "actions"]
 
 
-def play_episodes(model: BaseAlgorithm, env: VecEnv, n_steps: int, deterministic: bool = False) -> list[Episode]:
+def play_episodes(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    n_steps: int,
+    deterministic: bool = False,
+    read: Callable[[VecEnv], np.ndarray] | None = None,
+) -> list[Episode]:
     """
     Let a model act.
 
@@ -107,6 +126,7 @@ def play_episodes(model: BaseAlgorithm, env: VecEnv, n_steps: int, deterministic
     :param env: With the observations that the model takes
     :param n_steps: How many steps at least, in all environments together; episodes that are under way then are cut
     :param deterministic: Whether to use deterministic actions
+    :param read: What else to read of the environments before each step, ``(environments, variables)``
     :return: The episodes
     """
     per_env = -(-n_steps // env.num_envs)
@@ -114,11 +134,12 @@ def play_episodes(model: BaseAlgorithm, env: VecEnv, n_steps: int, deterministic
     observations: Any = env.reset()
     state, starts = None, np.ones(env.num_envs, dtype=bool)
     for _ in range(per_env):
+        readings = None if read is None else read(env)
         actions, state = model.predict(observations, state, starts, deterministic)
         new_observations, rewards, starts, infos = env.step(actions)
-        recorder.record_step(observations, actions, rewards, new_observations, starts, infos)
+        recorder.record_step(observations, actions, rewards, new_observations, starts, infos, readings)
         observations = new_observations
-    return recorder.latest()
+    return recorder.latest(with_unfinished=True)
 
 
 def concatenate(observations: list[Any]) -> Any:

@@ -11,13 +11,13 @@ from sb3_jepa.diagnostics import unrolled_errors as unroll
 from sb3_jepa.episodes import Episode, concatenate, frames_of, image_key
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.latent_model import LatentModel
-from sb3_jepa.parts import embedding_variance
+from sb3_jepa.parts import PatchTokenizer, embedding_variance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Observations whose attention is shown
-N_ATTENTION_ROWS = 3
+N_ATTENTION = 6
 
 
 class Portrait:
@@ -110,8 +110,8 @@ class Portrait:
 
     def _attention_picture(self, extractor: JepaExtractor) -> "Figure":
         rows = self._rows_of_longest()
-        chosen = rows[np.linspace(0, len(rows) - 1, min(N_ATTENTION_ROWS + 2, len(rows))).round().astype(int)[1:-1]]
-        chosen = chosen if len(chosen) else rows[:1]
+        places = np.linspace(0, len(rows) - 1, N_ATTENTION + 2).round().astype(int)[1:-1]
+        chosen = rows[np.unique(places)]
         observed = {key: array[chosen] for key, array in by_key(self.observations).items()}
         batches = self.latent_model.in_batches(
             unkeyed(observed), lambda inputs: attention_maps(extractor.encoder, inputs)
@@ -120,5 +120,10 @@ class Portrait:
         key, frames = image_key(self.latent_model.policy.observation_space), self.frames(chosen)
         if key is None or frames is None:
             return pictures.attention_bars(maps, "attention of the class token", self.verdict)
-        patch_size = -(-frames.shape[2] // maps[key].shape[2])
+        # One for all images
+        tokenizers = [one for one in extractor.encoder.tokenizer.modules() if isinstance(one, PatchTokenizer)]
+        patch_size = tokenizers[0].patch_size
+        if maps[key].shape[1] > 1:
+            # Each frame has a map of its own: the first and the last observation are enough
+            frames, maps[key] = frames[[0, -1]], maps[key][[0, -1]]
         return pictures.attention_figure(frames, maps[key], patch_size, "attention", self.verdict)

@@ -40,6 +40,7 @@ def attention_maps(encoder: TransformerEncoder, observations: Any) -> dict[str, 
 
 
 def _token_shape(tokenizer: nn.Module) -> tuple[int, ...]:
-    # What standardises the input comes before
-    last = tokenizer[-1] if isinstance(tokenizer, nn.Sequential) else tokenizer
-    return last.token_shape  # type: ignore[return-value]
+    # What reorders and standardises the input comes before
+    while isinstance(tokenizer, nn.Sequential):
+        tokenizer = tokenizer[-1]
+    return tokenizer.token_shape  # type: ignore[return-value]

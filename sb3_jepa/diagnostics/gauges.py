@@ -1,6 +1,7 @@
 """Gauges of what an encoder learns, cheap enough to be always on."""
 
 from collections import deque
+from functools import partial
 
 import torch as th
 from torch import nn
@@ -76,9 +77,11 @@ class ObjectiveGauge(nn.Module):
         :return: The embedding
         """
         if embedding.requires_grad:
-            gradients = self._gradients.setdefault(source, deque(maxlen=N_RECENT_GRADIENTS))
-            embedding.register_hook(lambda gradient: gradients.append(gradient.detach()))
+            embedding.register_hook(partial(self._keep_gradient, source))
         return embedding
+
+    def _keep_gradient(self, source: str, gradient: th.Tensor) -> None:
+        self._gradients.setdefault(source, deque(maxlen=N_RECENT_GRADIENTS)).append(gradient.detach())
 
     def add(self, embedding: th.Tensor, output: ObjectiveOutput) -> None:
         """

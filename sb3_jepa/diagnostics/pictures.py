@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"healthy": "#1a7f37", "low rank": "#b35900", "collapsed": "#b3261e"}
-# Dots per inch: at 4 inches, a figure is about as wide as a card
-DPI = 100
+# What a card of TensorBoard has room for, in inches of 100 pixels, and twice as sharp
+WIDTH, HEIGHT = 4.0, 2.15
+DPI = 200
+SMALL = 7.5
 # The eigenvalues below this fraction of the untrained encoder's mean are not worth the paper
 LOWEST_FRACTION = 1e-8
 
@@ -37,8 +39,15 @@ def new_figure(width: float, height: float, title: str, verdict: Verdict | None 
     colour = "black"
     if verdict is not None:
         title, colour = f"{verdict.label.upper()}: {title}", COLOURS[verdict.label]
-    figure.suptitle(title, color=colour, fontsize=11, fontweight="bold")
+    figure.suptitle(title, color=colour, fontsize=9.5, fontweight="bold")
     return figure
+
+
+def _new_axes(title: str, verdict: Verdict | None = None, height: float = HEIGHT) -> "tuple[Figure, Axes]":
+    figure = new_figure(WIDTH, height, title, verdict)
+    axes = figure.add_subplot()
+    axes.tick_params(which="both", labelsize=SMALL)
+    return figure, axes
 
 
 def spectrum_figure(embeddings: th.Tensor, first_variance: float, rank: float, verdict: Verdict | None) -> "Figure":
@@ -53,8 +62,7 @@ def spectrum_figure(embeddings: th.Tensor, first_variance: float, rank: float, v
     """
     eigenvalues = spectrum(embeddings).cpu().numpy()
     embed_dim = len(eigenvalues)
-    figure = new_figure(4.2, 3.2, f"rank {rank:.1f} of {embed_dim}", verdict)
-    axes = figure.add_subplot()
+    figure, axes = _new_axes(f"rank {rank:.1f} of {embed_dim}", verdict)
     reference = first_variance if first_variance > 0 else max(float(eigenvalues.mean()), 1e-12)
     lowest = LOWEST_FRACTION * reference
     axes.bar(np.arange(1, embed_dim + 1), np.maximum(eigenvalues, lowest), width=1.0, color="#4477aa")
@@ -64,8 +72,8 @@ def spectrum_figure(embeddings: th.Tensor, first_variance: float, rank: float, v
     axes.set_yscale("log")
     axes.set_ylim(lowest, max(10.0 * embed_dim * reference, 2.0 * float(eigenvalues.max())))
     axes.set_xlim(0.5, embed_dim + 0.5)
-    axes.set_xlabel("eigenvalue of the embeddings' covariance")
-    axes.legend(fontsize=8, loc="upper right")
+    axes.set_xlabel("eigenvalue of the embeddings' covariance", fontsize=SMALL)
+    axes.legend(fontsize=SMALL, loc="upper right", ncols=2)
     return figure
 
 
@@ -78,16 +86,15 @@ def unrolled_figure(errors: UnrolledErrors, verdict: Verdict | None) -> "Figure"
     :return: Figure
     """
     first_ratio = float(errors.predictor[0] / errors.copy[0]) if errors.copy[0] > 0 else float("nan")
-    figure = new_figure(4.2, 3.2, f"1 step: {first_ratio:.2f} x copy's error", verdict)
-    axes = figure.add_subplot()
+    figure, axes = _new_axes(f"1 step: {first_ratio:.2f} x copy's error", verdict)
     horizons = np.arange(1, len(errors.predictor) + 1)
     axes.plot(horizons, errors.copy.cpu().numpy(), color="grey", marker="s", markersize=4, label="copy")
     axes.plot(horizons, errors.predictor.cpu().numpy(), color="#cc3311", marker="o", markersize=4, label="predictor")
     axes.axhline(1.0, color="black", linestyle="--", linewidth=1, label="mean embedding")
     axes.set_yscale("log")
-    axes.set_xlabel("steps ahead")
-    axes.set_ylabel("error / target variance")
-    axes.legend(fontsize=8)
+    axes.set_xlabel("steps ahead", fontsize=SMALL)
+    axes.set_ylabel("error / target variance", fontsize=SMALL)
+    axes.legend(fontsize=SMALL)
     return figure
 
 
@@ -123,26 +130,27 @@ def trajectory_figure(
     """
     colours, components, shares = trajectory_colours(embeddings, first_variance)
     n_steps = len(embeddings)
-    heights = [6.0, 1.0] if frames is None else [6.0, 1.0, 1.2]
-    figure = new_figure(4.2, 0.55 * sum(heights), f"an episode of {n_steps - 1} steps", verdict)
-    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
-    path = figure.add_subplot(grid[0])
-    path.plot(components[:, 0], components[:, 1], color="lightgrey", linewidth=1, zorder=1)
-    path.scatter(components[:, 0], components[:, 1], c=colours, s=14, edgecolors="grey", linewidths=0.3, zorder=2)
-    path.annotate("start", (components[0, 0], components[0, 1]), fontsize=8)
+    figure = new_figure(WIDTH, HEIGHT, f"an episode of {n_steps - 1} steps", verdict)
+    grid = figure.add_gridspec(2, 2, width_ratios=[1.0, 1.1], height_ratios=[1.0, 1.0])
+    path = figure.add_subplot(grid[:, 0])
+    path.plot(components[:, 0], components[:, 1], color="lightgrey", linewidth=0.7, zorder=1)
+    path.scatter(components[:, 0], components[:, 1], c=colours, s=7, edgecolors="grey", linewidths=0.2, zorder=2)
+    path.annotate("start", (components[0, 0], components[0, 1]), fontsize=SMALL)
     limit = max(3.0, 1.1 * float(np.abs(components[:, :2]).max()))
     path.set_xlim(-limit, limit)
     path.set_ylim(-limit, limit)
-    path.set_xlabel(f"component 1 ({shares[0]:.0%} of the variance)", fontsize=8)
-    path.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=8)
-    strip = figure.add_subplot(grid[1])
+    path.set_xticks([])
+    path.set_yticks([])
+    path.set_xlabel(f"component 1 ({shares[0]:.0%})", fontsize=SMALL)
+    path.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=SMALL)
+    strip = figure.add_subplot(grid[:, 1] if frames is None else grid[0, 1])
     strip.imshow(colours[None], aspect="auto", extent=(-0.5, n_steps - 0.5, 0, 1), interpolation="nearest")
     strip.set_yticks([])
-    strip.set_xlabel("step", fontsize=8)
-    strip.tick_params(labelsize=8)
+    strip.set_xlabel("step", fontsize=SMALL)
+    strip.tick_params(labelsize=SMALL)
     if frames is not None:
-        film = figure.add_subplot(grid[2])
-        chosen = np.linspace(0, len(frames) - 1, min(5, len(frames))).round().astype(int)
+        film = figure.add_subplot(grid[1, 1])
+        chosen = np.linspace(0, len(frames) - 1, min(3, len(frames))).round().astype(int)
         show_image(film, np.concatenate([_framed(frames[index]) for index in chosen], axis=1))
     return figure
 
@@ -160,30 +168,34 @@ def attention_figure(
     :param verdict: On the encoder
     :return: Figure
     """
-    n_rows, n_frames = images.shape[:2]
     height, width = images.shape[2:4]
-    figure = new_figure(1.4 * n_frames + 0.6, 0.6 + n_rows * 1.4 * height / width + 0.15, title, verdict)
+    if maps.shape[1] == 1:
+        # One map for all frames: only the newest is shown, three observations in a row
+        pairs = list(zip(images[:, -1], maps[:, 0], strict=True))
+        n_columns = 3
+    else:
+        pairs = [pair for row in zip(images, maps, strict=True) for pair in zip(*row, strict=True)]
+        n_columns = images.shape[1]
+    figure = new_figure(WIDTH, HEIGHT, title, verdict)
     # The same for all, and so that even attention is a quarter of the way up
     even = 1.0 / (maps.shape[1] * maps.shape[2] * maps.shape[3])
     overlay = None
-    for row in range(n_rows):
-        for column in range(n_frames):
-            axes = figure.add_subplot(n_rows, n_frames, row * n_frames + column + 1)
-            show_image(axes, images[row, column])
-            weights = maps[row, column if maps.shape[1] > 1 else 0] / even
-            extent = (-0.5, weights.shape[1] * patch_size - 0.5, weights.shape[0] * patch_size - 0.5, -0.5)
-            overlay = axes.imshow(
-                weights, cmap="inferno", alpha=0.55, vmin=0.0, vmax=4.0, extent=extent, interpolation="nearest"
-            )
-            # Patches may reach over the edge
-            axes.set_xlim(-0.5, width - 0.5)
-            axes.set_ylim(height - 0.5, -0.5)
-            if row == 0:
-                axes.set_title("newest" if column == n_frames - 1 else f"{column + 1 - n_frames}", fontsize=9)
+    for index, (image, weights) in enumerate(pairs):
+        axes = figure.add_subplot(-(-len(pairs) // n_columns), n_columns, index + 1)
+        show_image(axes, image)
+        extent = (-0.5, weights.shape[1] * patch_size - 0.5, weights.shape[0] * patch_size - 0.5, -0.5)
+        overlay = axes.imshow(
+            weights / even, cmap="inferno", alpha=0.55, vmin=0.0, vmax=4.0, extent=extent, interpolation="nearest"
+        )
+        # Patches may reach over the edge
+        axes.set_xlim(-0.5, width - 0.5)
+        axes.set_ylim(height - 0.5, -0.5)
+        if maps.shape[1] > 1 and index < n_columns:
+            axes.set_title("newest" if index == n_columns - 1 else f"{index + 1 - n_columns}", fontsize=SMALL)
     if overlay is not None:
-        bar = figure.colorbar(overlay, ax=figure.axes, shrink=0.9, aspect=30)
-        bar.set_label("attention / even", fontsize=8)
-        bar.ax.tick_params(labelsize=8)
+        bar = figure.colorbar(overlay, ax=figure.axes, shrink=0.9, aspect=20)
+        bar.set_label("attention / even", fontsize=SMALL)
+        bar.ax.tick_params(labelsize=SMALL)
     return figure
 
 
@@ -198,15 +210,14 @@ def attention_bars(weights: Mapping[str, np.ndarray], title: str, verdict: Verdi
     """
     names = [f"{key}[{index}]" for key, array in weights.items() for index in range(array.shape[1])]
     values = np.concatenate([array.T for array in weights.values()])
-    figure = new_figure(4.2, 3.2, title, verdict)
-    axes = figure.add_subplot()
+    figure, axes = _new_axes(title, verdict)
     places = np.arange(len(names))
     axes.bar(places, values.mean(axis=1), yerr=values.std(axis=1), color="#4477aa", ecolor="grey")
     if len(names) <= 16:
-        axes.set_xticks(places, names, rotation=90, fontsize=8)
+        axes.set_xticks(places, names, rotation=90, fontsize=SMALL)
     else:
-        axes.set_xlabel(f"number ({', '.join(weights) or 'of the vector'})", fontsize=8)
-    axes.set_ylabel("attention, mean and deviation", fontsize=8)
+        axes.set_xlabel(f"number ({', '.join(weights) or 'of the vector'})", fontsize=SMALL)
+    axes.set_ylabel("attention", fontsize=SMALL)
     return figure
 
 
@@ -225,3 +236,60 @@ def _framed(image: np.ndarray) -> np.ndarray:
     """With a black line at its right."""
     padding = [(0, 0), (0, max(1, image.shape[1] // 32)), *[(0, 0)] * (image.ndim - 2)]
     return np.pad(image, padding)
+
+
+def curve_figure(steps: np.ndarray, values: np.ndarray, name: str) -> "Figure":
+    """
+    A curve of the training.
+
+    :param steps: Time steps ``(points,)``
+    :param values: ``(points,)``
+    :param name: Of the curve
+    :return: Figure
+    """
+    figure, axes = _new_axes(name)
+    axes.plot(steps, values, color="#4477aa", marker="." if len(steps) < 30 else "")
+    finite = values[np.isfinite(values)]
+    if len(finite) and finite.min() > 0 and finite.max() > 100 * finite.min():
+        axes.set_yscale("log")
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+    return figure
+
+
+def surprise_figure(true: np.ndarray, swapped: np.ndarray, area: float) -> "Figure":
+    """
+    How surprised the predictor is by what happened, and by what did not.
+
+    :param true: Surprise of true transitions ``(samples,)``
+    :param swapped: Surprise where the next observation is one of another time ``(samples,)``
+    :param area: Area under the ROC curve
+    :return: Figure
+    """
+    figure, axes = _new_axes(f"true or swapped: AUC {area:.2f}")
+    both = np.concatenate((true, swapped))
+    positive = both[both > 0]
+    lowest, highest = (positive.min(), positive.max()) if len(positive) else (1e-12, 1.0)
+    bins = np.geomspace(lowest, max(highest, lowest * 1.01), 40)
+    for values, colour, label in ((true, "#4477aa", "true next observation"), (swapped, "#cc3311", "swapped")):
+        axes.hist(np.clip(values, bins[0], bins[-1]), bins=list(bins), color=colour, alpha=0.6, label=label)
+    axes.set_xscale("log")
+    axes.set_xlabel("surprise", fontsize=SMALL)
+    axes.set_ylabel("transitions", fontsize=SMALL)
+    axes.legend(fontsize=SMALL)
+    return figure
+
+
+def probe_figure(r2: Mapping[str, float]) -> "Figure":
+    """
+    What linear probes read from the embedding.
+
+    :param r2: Of each variable, on held-out episodes
+    :return: Figure
+    """
+    height = max(HEIGHT, 0.8 + 0.25 * len(r2))
+    figure, axes = _new_axes("R² of linear probes, held-out episodes", height=height)
+    bars = axes.barh(list(r2), [max(0.0, value) for value in r2.values()], color="#4477aa")
+    axes.bar_label(bars, [f"{value:.2f}" for value in r2.values()], padding=3, fontsize=SMALL)
+    axes.set_xlim(0.0, 1.1)
+    axes.invert_yaxis()
+    return figure

@@ -63,3 +63,17 @@ def area_under_curve(low: np.ndarray, high: np.ndarray) -> float:
     below = np.searchsorted(np.sort(low), high, side="left")
     not_above = np.searchsorted(np.sort(low), high, side="right")
     return float((below + not_above).mean() / 2 / len(low))
+
+
+def held_out_rows(episodes: np.ndarray, fraction: float = 0.25) -> np.ndarray:
+    """
+    Hold out whole episodes: the steps of one are too much alike to be on both sides.
+
+    :param episodes: Number of the episode that each row belongs to ``(rows,)``
+    :param fraction: Of the episodes, at least one
+    :return: ``(rows,)``, which rows are held out; the same ones each time
+    """
+    numbers = np.unique(episodes)
+    # At random, for neighbours may be of one time
+    held_out = np.random.default_rng(0).permutation(numbers)[: max(1, round(fraction * len(numbers)))]
+    return np.isin(episodes, held_out)

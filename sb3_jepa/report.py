@@ -1,0 +1,263 @@
+"""A page that says what a saved model has learned, for who does not run TensorBoard.
+
+python -m sb3_jepa.report RUN_OR_ZIP --env CartPole-v1 --out report.html
+"""
+
+import argparse
+import base64
+import html
+import io
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_jepa.diagnostics import area_under_curve, held_out_rows, pictures, probe_r2
+from sb3_jepa.episodes import Episode, play_episodes
+from sb3_jepa.latent_model import LatentModel
+from sb3_jepa.portrait import Portrait
+from sb3_jepa.runs import Curve, find_model, load_model, make_env_for, read_curves
+from sb3_jepa.saving import replace_when_complete
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What is shown of a training, and what it says; the ends of the names
+CURVES = {
+    "rollout/ep_rew_mean": "Return of the last 100 episodes.",
+    "embedding_variance": "How far embeddings of different observations lie apart. Healthy: it rises at first, to "
+    "between 0.1 and 1. Collapsed: it falls by orders of magnitude.",
+    "effective_rank": "How many dimensions are used. Healthy: a quarter of them or more. Towards 1: collapse, "
+    "even if the variance looks healthy.",
+    "prediction_loss": "Error of the predicted embedding. On its own it says nothing: it also falls when all "
+    "embeddings become one.",
+    "prediction_to_copy_ratio": "The prediction loss, divided by that of a predictor that copies. Below 1: it knows "
+    "something of what comes next.",
+    "smallest_deviation": "Standard deviation of the dimension that varies least. Near 0: it is dead.",
+    "largest_deviation": "Standard deviation of the dimension that varies most.",
+    "target_cosine": "Cosine between an observation's embedding and the target, the next one's. 1 for all: collapsed.",
+    "rl_gradient_norm": "Gradient that reaches the encoder from actor and critic.",
+    "jepa_gradient_norm": "Gradient that reaches the encoder from the JEPA.",
+    "gradient_cosine": "Cosine between the two. Below 0 they pull in opposite directions.",
+}
+PICTURES = {
+    "trajectory": "One episode in latent space, and as a strip of colours, step by step. Healthy: a path, with colours "
+    "that change. Grey: all observations look alike to the encoder.",
+    "unrolled": "The predictor, fed with its own predictions. Useful as far as it stays below the copy; above 1 the "
+    "mean embedding would be the better guess.",
+    "spectrum": "Variance of the embeddings, direction by direction. Healthy: a slope. A cliff after a few bars: "
+    "only these are used. All far below the dashed line: collapsed.",
+    "attention": "What the embedding is read from, as a multiple of what even attention would give.",
+}
+SURPRISE = (
+    "Squared distance between the next embedding and what the predictor expected, for what happened and with the next "
+    "observation of another time. AUC 1: it always tells them apart; 0.5: never."
+)
+PROBES = "Linear regression from the embedding to what was read from the environment. 1: it is all there; 0: nothing."
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
+.verdict { border-left: 8px solid; padding: .6em 1em; background: #f6f6f6 }
+.grid { display: flex; flex-wrap: wrap; gap: 1em }
+figure { margin: 0; width: 360px; border: 1px solid #ddd; padding: .5em } figure img { width: 100% }
+figcaption { font-size: 14px } table { border-collapse: collapse } td, th { padding: .2em 1em; text-align: left }
+"""
+
+
+def write_report(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    out: str | pathlib.Path,
+    curves: Mapping[str, Curve] | None = None,
+    n_steps: int = 2000,
+    horizon: int = 10,
+    read: Callable[[VecEnv], np.ndarray] | None = None,
+    names: Sequence[str] | None = None,
+    title: str = "",
+) -> None:
+    """
+    Let a model act, and write a page about what its encoder makes of it: one file, without anything from a network. If
+    that fails, an older file stays as it was.
+
+    :param model: Of any algorithm
+    :param env: With the observations that the model takes
+    :param out: The file to write
+    :param curves: Of its training, by name
+    :param n_steps: Steps that it acts, in all environments together
+    :param horizon: How many steps the predictor is unrolled
+    :param read: For linear probes: what is to be read from the embedding, ``(environments, variables)``
+    :param names: Of these variables; numbers by default
+    :param title: Of the page; by default the names of algorithm and policy
+    :raises ValueError: If the model has no encoder, or a number is not positive
+    :raises ImportError: If Matplotlib is not installed
+    """
+    if n_steps <= 0:
+        raise ValueError(f"`n_steps` must be positive, got {n_steps}")
+    latent_model = LatentModel(model)
+    episodes = play_episodes(model, env, n_steps, read=read)
+    portrait = Portrait(latent_model, episodes, horizon)
+    title = title or f"{type(model).__name__} with {type(model.policy).__name__}"
+    sections = [_summary(portrait, title)]
+    shown = {
+        name: pictures.curve_figure(*curve, name)
+        for end in CURVES
+        for name, curve in (curves or {}).items()
+        if _ends(name, end)
+    }
+    captions = {name: text for name in shown for end, text in CURVES.items() if _ends(name, end)}
+    sections.append(_section("Training", shown, captions))
+    sections.append(_section("Encoder", portrait.pictures(), PICTURES))
+    others, texts = _scores(portrait, names)
+    sections.append(_section("Predictor and probes", others, texts))
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
+    )
+    with replace_when_complete(out) as unfinished:
+        assert isinstance(unfinished, pathlib.Path)
+        unfinished.write_text(page, encoding="utf-8")
+
+
+def _ends(name: str, end: str) -> bool:
+    # Encoders of their own have theirs at jepa/<network>/<name>
+    return name == end or (name.startswith("jepa/") and name.endswith(f"/{end}"))
+
+
+def _summary(portrait: Portrait, title: str) -> str:
+    verdict = portrait.verdict
+    n_steps = sum(len(episode.actions) for episode in portrait.episodes)
+    facts = {
+        "time steps of training": f"{portrait.latent_model.model.num_timesteps:,}",
+        "looked at": f"{n_steps:,} steps of {len(portrait.episodes)} episodes or parts of such, played by the model",
+        "mean reward of a step": f"{np.mean(np.concatenate([episode.rewards for episode in portrait.episodes])):.3g}",
+        "embedding variance": f"{portrait.variance:.3g} (untrained: {portrait.first_variance:.3g})",
+        "effective rank": f"{portrait.rank:.1f} of {portrait.embeddings.shape[1]}",
+    }
+    rows = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
+    return (
+        f"<h1>{html.escape(title)}</h1>\n"
+        f'<p class="verdict" style="border-color: {pictures.COLOURS[verdict.label]}"><b>{verdict.label.upper()}</b>: '
+        f"{html.escape(verdict.reason)}</p>\n<table>{rows}</table>"
+    )
+
+
+def _scores(portrait: Portrait, names: Sequence[str] | None) -> "tuple[dict[str, Figure], dict[str, str]]":
+    figures, captions = {}, {}
+    surprises = portrait.surprises()
+    if surprises is not None:
+        figures["surprise"] = pictures.surprise_figure(*surprises, area_under_curve(*surprises))
+        captions["surprise"] = SURPRISE
+    r2 = probe(portrait.episodes, portrait.embeddings.double().cpu().numpy(), names)
+    if r2:
+        figures["probes"] = pictures.probe_figure(r2)
+        captions["probes"] = PROBES
+    return figures, captions
+
+
+def probe(episodes: Sequence[Episode], embeddings: np.ndarray, names: Sequence[str] | None = None) -> dict[str, float]:
+    """
+    What can be read from embeddings, see :func:`~sb3_jepa.diagnostics.probe_r2`.
+
+    :param episodes: With readings
+    :param embeddings: Of all their observations, the last ones included, ``(steps + episodes, embed_dim)``
+    :param names: Of the variables; numbers by default
+    :return: R² of each variable that varies; empty without readings, or with fewer than four episodes
+    :raises ValueError: If there are more or fewer variables than names
+    """
+    readings = [episode.readings for episode in episodes if episode.readings is not None]
+    if len(readings) < 4:
+        return {}
+    lengths = [len(one) for one in readings]
+    # Of the last observation of an episode nothing was read
+    is_read = np.concatenate([np.arange(length + 1) < length for length in lengths])
+    held_out = held_out_rows(np.repeat(np.arange(len(lengths)), lengths))
+    r2 = probe_r2(embeddings[is_read], np.concatenate(readings), held_out)
+    names = [str(number) for number in range(len(r2))] if names is None else names
+    if len(names) != len(r2):
+        raise ValueError(f"`names` must be as many as the {len(r2)} variables that were read, got {list(names)}")
+    return {name: float(value) for name, value in zip(names, r2, strict=True) if np.isfinite(value)}
+
+
+def _section(title: str, figures: "Mapping[str, Figure]", captions: Mapping[str, str]) -> str:
+    if not figures:
+        return ""
+    cards = "\n".join(
+        f'<figure id="{html.escape(name)}"><img alt="{html.escape(name)}" src="data:image/png;base64,{_png(figure)}">'
+        f"<figcaption>{html.escape(captions[name])}</figcaption></figure>"
+        for name, figure in figures.items()
+    )
+    return f'<h2>{title}</h2>\n<div class="grid">\n{cards}\n</div>'
+
+
+def _png(figure: "Figure") -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=pictures.DPI)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _reader(env: VecEnv, attribute: str | None) -> Callable[[VecEnv], np.ndarray] | None:
+    """Reads an attribute of the environments; by default their state, where they have one of numbers."""
+    if attribute is None:
+        # Before that it may have none
+        env.reset()
+        try:
+            values = np.array(env.get_attr("state"), dtype=np.float64)
+        except (AttributeError, TypeError, ValueError):
+            return None
+        if values.ndim < 1 or not values.size or not np.isfinite(values).all():
+            return None
+    name = attribute or "state"
+    return lambda venv: np.array(venv.get_attr(name), dtype=np.float64).reshape(venv.num_envs, -1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    The command line.
+
+    :param arguments: By default those of the process
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m sb3_jepa.report", description="What a saved model has learned, on one page."
+    )
+    parser.add_argument("run", metavar="RUN_OR_ZIP", type=pathlib.Path, help="a saved model, or a folder with one")
+    parser.add_argument("--env", required=True, help="ID of the environment; pixels are drawn if the model takes them")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("report.html"), help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="that the model acts (default: %(default)s)")
+    parser.add_argument("--horizon", type=int, default=10, help="to unroll the predictor (default: %(default)s)")
+    parser.add_argument("--probe", metavar="ATTRIBUTE", help="of the environment (default: its state, if it has one)")
+    parser.add_argument("--probe-names", nargs="+", metavar="NAME", help="of what the probe reads")
+    parser.add_argument("--algorithm", metavar="MODULE:CLASS", help="if it cannot be guessed")
+    parser.add_argument(
+        "--vecnormalize", type=pathlib.Path, help="file of VecNormalize.save, if observations were normalized"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    try:
+        path = find_model(options.run)
+        model = load_model(path, options.algorithm)
+        model.set_random_seed(options.seed)
+        env = make_env_for(model, options.env, seed=options.seed)
+        if options.vecnormalize is not None:
+            env = VecNormalize.load(str(options.vecnormalize), env)
+            env.training = env.norm_reward = False
+        write_report(
+            model,
+            env,
+            options.out,
+            curves=read_curves(path.parent if options.run.is_file() else options.run),
+            n_steps=options.steps,
+            horizon=options.horizon,
+            read=_reader(env, options.probe),
+            names=options.probe_names,
+            title=f"{options.env}: {type(model).__name__}, {path}",
+        )
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
+    print(f"Wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import stable_baselines3
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_jepa import PPO, JepaCallback, JepaExtractor, JepaPolicy
+from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.report import main, write_report
+from sb3_jepa.runs import make_env_for
+from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ALWAYS = {"trajectory", "spectrum", "attention"}
+OF_PREDICTOR = {"unrolled", "surprise"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with the curves of a short training, and its model."""
+    folder = tmp_path_factory.mktemp("runs")
+    env = make_pixel_vec_env("CartPole-v1", n_envs=2, seed=0, frame_size=32)
+    model = PPO(JepaPolicy, env, policy_kwargs=SMALL_POLICY, tensorboard_log=str(folder), **SMALL_PPO)
+    model.learn(32 + 3 * 32)
+    model.save(folder / "PPO_1" / "model")
+    return folder / "PPO_1"
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    """The file that the command line writes about it."""
+    out = run / "page.html"
+    main(
+        [str(run), "--env", "CartPole-v1", "--steps", "200", "--out", str(out), "--probe-names", "x", "v", "angle", "w"]
+    )
+    return out
+
+
+def figures_of(page) -> set[str]:
+    return set(re.findall(r'<figure id="([^"]+)">', page.read_text()))
+
+
+def test_the_page_shows_everything(page):
+    shown = figures_of(page)
+    assert shown >= ALWAYS | OF_PREDICTOR | {"probes"}
+    assert shown >= {"rollout/ep_rew_mean", "jepa/embedding_variance", "jepa/prediction_to_copy_ratio"}
+    text = page.read_text()
+    assert "128" in text.split("time steps of training")[1][:40]
+    # A judgement, and nothing that a network would be needed for
+    assert re.search(r"<b>(HEALTHY|LOW RANK|COLLAPSED)</b>", text)
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert "url(" not in text
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (Debian: apt install chromium)")
+def test_a_browser_without_a_network_shows_all_pictures(page, tmp_path):
+    # What the page looks like from inside, told through its title
+    count = "document.title = [...document.images].filter(i => i.complete && i.naturalWidth > 300).length + ' shown'"
+    spied = tmp_path / "page.html"
+    spied.write_text(page.read_text().replace("</body>", f"<script>onload = () => {{{count}}}</script></body>"))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000"]
+    result = subprocess.run(
+        [*command, *offline, "--dump-dom", spied.as_uri()], capture_output=True, text=True, check=True, timeout=120
+    )
+    n_pictures = len(figures_of(page))
+    assert n_pictures > 10
+    assert f"<title>{n_pictures} shown</title>" in result.stdout
+    screenshot = tmp_path / "page.png"
+    subprocess.run(
+        [*command, *offline[:1], f"--screenshot={screenshot}", "--window-size=1240,3000", page.as_uri()],
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(screenshot).convert("L"))
+    # Not a blank page: something dark in each of its upper thirds
+    assert all((part < 100).mean() > 1e-3 for part in np.array_split(pixels[:1800], 3))
+
+
+def test_as_a_module(run, tmp_path):
+    command = [sys.executable, "-m", "sb3_jepa.report", str(run / "model.zip"), "--env", "CartPole-v1"]
+    subprocess.run([*command, "--steps", "60", "--out", "one.html"], check=True, cwd=tmp_path, capture_output=True)
+    assert figures_of(tmp_path / "one.html") >= ALWAYS | OF_PREDICTOR | {"jepa/effective_rank"}
+    result = subprocess.run(
+        [*command[:3], "nothing.zip", "--env", "CartPole-v1"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 2
+    assert "`path` must be a saved model" in result.stderr
+    result = subprocess.run(
+        [*command[:-1], "Pendulum-v1", "--steps", "0"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 2
+    assert "`n_steps` must be positive, got 0" in result.stderr
+
+
+def test_alternating_training_off_policy_and_vectors(tmp_path):
+    env = make_vec_env("CartPole-v1", n_envs=1, seed=0)
+    kwargs = dict(features_extractor_class=JepaExtractor, features_extractor_kwargs=SMALL_EXTRACTOR)
+    model = stable_baselines3.DQN("MlpPolicy", env, policy_kwargs=kwargs, learning_starts=64, seed=0, device="cpu")
+    model.learn(200, callback=JepaCallback())
+    model.save(tmp_path / "model")
+    main([str(tmp_path), "--env", "CartPole-v1", "--steps", "100", "--out", str(tmp_path / "page.html")])
+    assert figures_of(tmp_path / "page.html") >= ALWAYS | OF_PREDICTOR | {"probes"}
+
+
+def test_an_encoder_without_a_predictor(tmp_path):
+    kwargs = dict(features_extractor_class=JepaExtractor, features_extractor_kwargs=SMALL_EXTRACTOR)
+    model = stable_baselines3.SAC("MlpPolicy", "Pendulum-v1", policy_kwargs=kwargs)
+    write_report(model, make_env_for(model, "Pendulum-v1", n_envs=2), tmp_path / "page.html", n_steps=50, title="<own>")
+    assert figures_of(tmp_path / "page.html") == ALWAYS
+    assert "<h1>&lt;own&gt;</h1>" in (tmp_path / "page.html").read_text()
+
+
+def test_observations_are_normalized_as_in_the_training(tmp_path):
+    env = VecNormalize(make_vec_env("CartPole-v1", n_envs=2, seed=0))
+    model = PPO(JepaPolicy, env, policy_kwargs=SMALL_POLICY, **SMALL_PPO).learn(96)
+    model.save(tmp_path / "model")
+    env.save(str(tmp_path / "vecnormalize.pkl"))
+    arguments = [str(tmp_path), "--env", "CartPole-v1", "--steps", "40", "--out", str(tmp_path / "page.html")]
+    main([*arguments, "--vecnormalize", str(tmp_path / "vecnormalize.pkl")])
+    assert figures_of(tmp_path / "page.html") >= ALWAYS | OF_PREDICTOR
+
+
+def test_a_failure_leaves_the_old_page(page, run, monkeypatch, tmp_path):
+    old = page.read_text()
+    model = PPO.load(run / "model", device="cpu")
+    env = make_env_for(model, "CartPole-v1", n_envs=1)
+    with pytest.raises(ValueError, match="`names` must be as many as the 4 variables"):
+        write_report(model, env, page, n_steps=200, read=lambda venv: np.array(venv.get_attr("state")), names=["x"])
+    assert page.read_text() == old
+    with pytest.raises(ValueError, match="`horizon` must be positive"):
+        write_report(model, env, page, n_steps=50, horizon=0)
+    assert page.read_text() == old
+
+
+def test_needs_an_encoder(tmp_path):
+    model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1")
+    with pytest.raises(ValueError, match="has no encoder"):
+        write_report(model, make_env_for(model, "CartPole-v1"), tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import sb3_contrib
+import stable_baselines3
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+import sb3_jepa
+from sb3_jepa import JepaExtractor
+from sb3_jepa.runs import find_model, load_model, make_env_for, read_curves
+from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO
+
+STOCK_POLICY = dict(features_extractor_class=JepaExtractor, features_extractor_kwargs=SMALL_EXTRACTOR)
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "A2C", "MaskablePPO", "RecurrentPPO"])
+def test_the_joint_algorithm_is_guessed(algorithm, tmp_path):
+    cls = getattr(sb3_jepa, algorithm)
+    cls("JepaPolicy", "CartPole-v1", policy_kwargs=SMALL_POLICY).save(tmp_path / "model")
+    loaded = load_model(tmp_path / "model.zip")
+    assert type(loaded) is cls
+
+
+@pytest.mark.parametrize(
+    ("cls", "env"),
+    [
+        (stable_baselines3.PPO, "CartPole-v1"),
+        (stable_baselines3.A2C, "CartPole-v1"),
+        (stable_baselines3.DQN, "CartPole-v1"),
+        (stable_baselines3.SAC, "Pendulum-v1"),
+        (stable_baselines3.TD3, "Pendulum-v1"),
+        (sb3_contrib.TRPO, "CartPole-v1"),
+        (sb3_contrib.QRDQN, "CartPole-v1"),
+        (sb3_contrib.TQC, "Pendulum-v1"),
+        (sb3_contrib.CrossQ, "Pendulum-v1"),
+    ],
+)
+def test_the_stock_algorithm_is_guessed(cls, env, tmp_path):
+    cls("MlpPolicy", env, policy_kwargs=dict(STOCK_POLICY)).save(tmp_path / "model")
+    assert type(load_model(tmp_path / "model.zip")) is cls
+
+
+class OwnPolicy(ActorCriticPolicy):
+    pass
+
+
+class OwnPPO(stable_baselines3.PPO):
+    pass
+
+
+def test_a_policy_of_ones_own_is_that_of_its_ancestor(tmp_path):
+    OwnPPO(OwnPolicy, "CartPole-v1").save(tmp_path / "model")
+    assert type(load_model(tmp_path / "model.zip")) is stable_baselines3.PPO
+    assert type(load_model(tmp_path / "model.zip", f"{__name__}:OwnPPO")) is OwnPPO
+    with pytest.raises(ValueError, match=r'"module:class".*:Other'):
+        load_model(tmp_path / "model.zip", f"{__name__}:Other")
+
+
+def test_the_latest_model_of_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"no saved model \(\*\.zip\)"):
+        find_model(tmp_path)
+    with pytest.raises(ValueError, match="`path` must be a saved model"):
+        find_model(tmp_path / "model")
+    model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1")
+    (tmp_path / "models").mkdir()
+    for name in ("old", "models/new"):
+        model.save(tmp_path / name)
+    assert find_model(tmp_path) == tmp_path / "models" / "new.zip"
+    assert find_model(tmp_path / "old") == tmp_path / "old.zip"
+
+
+def test_the_environment_is_drawn_if_the_model_takes_pixels(pixel_cartpole):
+    model = sb3_jepa.PPO("JepaPolicy", pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    env = make_env_for(model, "CartPole-v1", n_envs=2, seed=0)
+    assert env.observation_space == model.observation_space
+    assert np.array_equal(env.reset(), pixel_cartpole.reset())
+
+
+def test_an_environment_that_does_not_fit_is_refused(pixel_cartpole):
+    model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1")
+    assert make_env_for(model, "CartPole-v1").num_envs == 8
+    with pytest.raises(ValueError, match=r"The model takes .*\(4,\).*Pendulum-v1 gives .*write_report"):
+        make_env_for(model, "Pendulum-v1")
+
+
+@pytest.mark.parametrize("output", ["csv", "tensorboard"])
+def test_curves_are_those_that_were_logged(output, pixel_cartpole, tmp_path):
+    assert read_curves(tmp_path) == {}
+    model = sb3_jepa.PPO("JepaPolicy", pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    model.set_logger(configure(str(tmp_path / "run"), [output]))
+    model.learn(32 + 3 * 32)
+    steps, values = read_curves(tmp_path)["jepa/embedding_variance"]
+    assert steps.tolist() == [96, 128, 128]
+    assert np.all(values > 0)
+    # A text is no curve
+    assert "jepa/verdict" not in read_curves(tmp_path)
+
+
+def test_frames_of_colour_are_drawn_in_colour():
+    from sb3_jepa.envs import make_pixel_vec_env
+
+    env = make_pixel_vec_env("CartPole-v1", frame_size=32, grayscale=False)
+    model = sb3_jepa.PPO("JepaPolicy", env, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    assert make_env_for(model, "CartPole-v1", n_envs=1).observation_space.shape == (9, 32, 48)
+
+
+def test_vectors_are_taken_as_they_are():
+    model = sb3_jepa.PPO("JepaPolicy", make_vec_env("CartPole-v1"), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    assert make_env_for(model, "CartPole-v1", n_envs=3).reset().shape == (3, 4)
