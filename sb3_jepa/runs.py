@@ -65,12 +65,12 @@ def load_model(path: str | pathlib.Path, algorithm: str | None = None, device: s
     assert data is not None
     policy_class = data["policy_class"]
 
-    def how_far(cls: type[BaseAlgorithm]) -> tuple[int, int, int]:
+    def how_far(cls: type[BaseAlgorithm]) -> tuple[int, int]:
         ancestors = [alias for alias in cls.policy_aliases.values() if alias in policy_class.__mro__]
         distance = min((policy_class.__mro__.index(alias) for alias in ancestors), default=NOT_AN_ANCESTOR)
         # PPO and A2C have the same policies, but not the same parameters. (DDPG is a TD3 with fewer of them.)
         parameters = inspect.signature(cls).parameters
-        return distance, len(set(parameters) - set(data)), -len(set(parameters) & set(data))
+        return distance, len(set(parameters) - set(data)) - len(set(parameters) & set(data))
 
     cls = min(_stock_algorithms(), key=how_far)
     if how_far(cls)[0] == NOT_AN_ANCESTOR:
