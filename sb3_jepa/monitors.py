@@ -20,7 +20,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa.buffers import by_key, unkeyed
-from sb3_jepa.diagnostics import probe_r2
+from sb3_jepa.diagnostics import probe_episodes
 from sb3_jepa.diagnostics.pictures import new_figure
 from sb3_jepa.episodes import EpisodeRecorder, executed_actions
 from sb3_jepa.latent_model import LatentModel
@@ -297,15 +297,6 @@ class ProbeCallback(EveryNRollouts):
         if not self._samples:
             return {}
         observations, values, episodes = zip(*self._samples, strict=True)
-        numbers = np.unique(episodes)
-        # At random, for neighbours are episodes of other environments at the same time. The same ones each time
-        n_held_out = max(1, round(self.held_out * len(numbers)))
-        held_out = np.random.default_rng(0).permutation(numbers)[:n_held_out]
-        is_held_out = np.isin(episodes, held_out)
-        if len(numbers) < 4:
-            return {}
         batch = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
         embeddings = LatentModel(self.model, self.encoder).embed(unkeyed(batch)).double().cpu().numpy()
-        r2 = probe_r2(embeddings, np.stack(values), is_held_out)
-        names = self.names or [str(number) for number in range(len(r2))]
-        return {name: float(value) for name, value in zip(names, r2, strict=True) if np.isfinite(value)}
+        return probe_episodes(embeddings, np.stack(values), np.array(episodes), self.names, self.held_out)

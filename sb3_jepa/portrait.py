@@ -1,12 +1,21 @@
 """What an encoder makes of some episodes, in figures and pictures."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch as th
 
 from sb3_jepa.buffers import by_key, unkeyed
-from sb3_jepa.diagnostics import Trajectory, UnrolledErrors, assess, attention_maps, effective_rank, pictures
+from sb3_jepa.diagnostics import (
+    Trajectory,
+    UnrolledErrors,
+    assess,
+    attention_maps,
+    effective_rank,
+    pictures,
+    probe_episodes,
+)
 from sb3_jepa.diagnostics import unrolled_errors as unroll
 from sb3_jepa.episodes import Episode, concatenate, frames_of, image_key
 from sb3_jepa.extractors import JepaExtractor
@@ -81,6 +90,24 @@ class Portrait:
         swapped = after[np.random.default_rng(0).permutation(len(after))]
         true, false = ((expected - one).square().sum(dim=1).cpu().numpy() for one in (after, swapped))
         return true, false
+
+    def probe(self, names: Sequence[str] | None = None) -> dict[str, float]:
+        """
+        What linear probes read from the embeddings, see :func:`~sb3_jepa.diagnostics.probe_episodes`.
+
+        :param names: Of the variables; numbers by default
+        :return: R² of each variable that varies; empty if nothing was read in the episodes
+        :raises ValueError: If there are more or fewer variables than names
+        """
+        readings = [episode.readings for episode in self.episodes if episode.readings is not None]
+        if not readings:
+            return {}
+        lengths = [len(one) for one in readings]
+        # Of the last observation of an episode nothing was read
+        is_read = np.concatenate([np.arange(length + 1) < length for length in lengths])
+        embeddings = self.embeddings.double().cpu().numpy()[is_read]
+        numbers = np.repeat(np.arange(len(lengths)), lengths)
+        return probe_episodes(embeddings, np.concatenate(readings), numbers, names)
 
     def pictures(self) -> "dict[str, Figure]":
         """

@@ -15,8 +15,8 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_jepa.diagnostics import area_under_curve, held_out_rows, pictures, probe_r2
-from sb3_jepa.episodes import Episode, play_episodes
+from sb3_jepa.diagnostics import area_under_curve, pictures
+from sb3_jepa.episodes import play_episodes
 from sb3_jepa.latent_model import LatentModel
 from sb3_jepa.portrait import Portrait
 from sb3_jepa.runs import Curve, find_model, load_model, make_env_for, read_curves
@@ -149,35 +149,11 @@ def _scores(portrait: Portrait, names: Sequence[str] | None) -> "tuple[dict[str,
     if surprises is not None:
         figures["surprise"] = pictures.surprise_figure(*surprises, area_under_curve(*surprises))
         captions["surprise"] = SURPRISE
-    r2 = probe(portrait.episodes, portrait.embeddings.double().cpu().numpy(), names)
+    r2 = portrait.probe(names)
     if r2:
         figures["probes"] = pictures.probe_figure(r2)
         captions["probes"] = PROBES
     return figures, captions
-
-
-def probe(episodes: Sequence[Episode], embeddings: np.ndarray, names: Sequence[str] | None = None) -> dict[str, float]:
-    """
-    What can be read from embeddings, see :func:`~sb3_jepa.diagnostics.probe_r2`.
-
-    :param episodes: With readings
-    :param embeddings: Of all their observations, the last ones included, ``(steps + episodes, embed_dim)``
-    :param names: Of the variables; numbers by default
-    :return: R² of each variable that varies; empty without readings, or with fewer than four episodes
-    :raises ValueError: If there are more or fewer variables than names
-    """
-    readings = [episode.readings for episode in episodes if episode.readings is not None]
-    if len(readings) < 4:
-        return {}
-    lengths = [len(one) for one in readings]
-    # Of the last observation of an episode nothing was read
-    is_read = np.concatenate([np.arange(length + 1) < length for length in lengths])
-    held_out = held_out_rows(np.repeat(np.arange(len(lengths)), lengths))
-    r2 = probe_r2(embeddings[is_read], np.concatenate(readings), held_out)
-    names = [str(number) for number in range(len(r2))] if names is None else names
-    if len(names) != len(r2):
-        raise ValueError(f"`names` must be as many as the {len(r2)} variables that were read, got {list(names)}")
-    return {name: float(value) for name, value in zip(names, r2, strict=True) if np.isfinite(value)}
 
 
 def _section(title: str, figures: "Mapping[str, Figure]", captions: Mapping[str, str]) -> str:

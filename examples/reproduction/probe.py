@@ -19,6 +19,7 @@ import pandas as pd
 import torch as th
 
 from sb3_jepa import PPO
+from sb3_jepa.diagnostics import ridge_predictions
 from sb3_jepa.envs import PixelObservation
 
 VARIABLES = ["x", "x_dot", "theta", "theta_dot"]
@@ -64,13 +65,9 @@ def ridge_r2(inputs: np.ndarray, states: np.ndarray, is_test: np.ndarray, penalt
     :param penalty: Ridge penalty, per row and for inputs of unit variance
     :return: R² of each variable
     """
-    train, test = ~is_test, is_test
-    inputs = (inputs - inputs[train].mean(axis=0)) / (inputs[train].std(axis=0) + 1e-12)
-    mean = states[train].mean(axis=0)
-    gram = inputs[train].T @ inputs[train] + penalty * train.sum() * np.eye(inputs.shape[1])
-    weights = np.linalg.solve(gram, inputs[train].T @ (states[train] - mean))
-    errors = states[test] - mean - inputs[test] @ weights
-    return 1.0 - errors.var(axis=0) / states[test].var(axis=0)
+    errors = states[is_test] - ridge_predictions(inputs, states, is_test, penalty)
+    # Without the errors' mean: a bias is not counted
+    return 1.0 - errors.var(axis=0) / states[is_test].var(axis=0)
 
 
 def embed(path: pathlib.Path, observations: np.ndarray) -> np.ndarray:

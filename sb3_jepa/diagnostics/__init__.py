@@ -4,7 +4,7 @@ from sb3_jepa.diagnostics.attention import attention_maps
 from sb3_jepa.diagnostics.gauges import ObjectiveGauge, effective_rank
 from sb3_jepa.diagnostics.latents import Trajectory, UnrolledErrors, principal_components, spectrum, unrolled_errors
 from sb3_jepa.diagnostics.noise import FeatureNoise, feature_noise
-from sb3_jepa.diagnostics.probes import area_under_curve, held_out_rows, probe_r2, ridge_predictions
+from sb3_jepa.diagnostics.probes import area_under_curve, probe_episodes, probe_r2, ridge_predictions
 from sb3_jepa.diagnostics.verdict import Verdict, assess
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "attention_maps",
     "effective_rank",
     "feature_noise",
-    "held_out_rows",
     "principal_components",
+    "probe_episodes",
     "probe_r2",
     "ridge_predictions",
     "spectrum",

@@ -1,6 +1,11 @@
 """What can be read from an embedding: linear probes, and how well a score tells two groups apart."""
 
+from collections.abc import Sequence
+
 import numpy as np
+
+# On fewer than these, nothing is worth saying
+MIN_EPISODES = 4
 
 
 def ridge_predictions(
@@ -65,15 +70,33 @@ def area_under_curve(low: np.ndarray, high: np.ndarray) -> float:
     return float((below + not_above).mean() / 2 / len(low))
 
 
-def held_out_rows(episodes: np.ndarray, fraction: float = 0.25) -> np.ndarray:
+def probe_episodes(
+    embeddings: np.ndarray,
+    values: np.ndarray,
+    episodes: np.ndarray,
+    names: Sequence[str] | None = None,
+    held_out: float = 0.25,
+) -> dict[str, float]:
     """
-    Hold out whole episodes: the steps of one are too much alike to be on both sides.
+    What linear probes read from embeddings, on episodes that they were not fitted to: the steps of one episode are too
+    much alike to be on both sides.
 
+    :param embeddings: ``(rows, embed_dim)``
+    :param values: What is to be read from them ``(rows, variables)``
     :param episodes: Number of the episode that each row belongs to ``(rows,)``
-    :param fraction: Of the episodes, at least one
-    :return: ``(rows,)``, which rows are held out; the same ones each time
+    :param names: Of the variables; numbers by default
+    :param held_out: Fraction of the episodes that are held out, the same ones each time
+    :return: R² of each variable that varies, see :func:`probe_r2`; empty if there are fewer than four episodes
+    :raises ValueError: If there are more or fewer variables than names
     """
+    names = [str(number) for number in range(values.shape[1])] if names is None else names
+    if len(names) != values.shape[1]:
+        raise ValueError(f"`names` must be as many as the {values.shape[1]} variables, got {list(names)}")
     numbers = np.unique(episodes)
+    if len(numbers) < MIN_EPISODES:
+        return {}
     # At random, for neighbours may be of one time
-    held_out = np.random.default_rng(0).permutation(numbers)[: max(1, round(fraction * len(numbers)))]
-    return np.isin(episodes, held_out)
+    chosen = np.random.default_rng(0).permutation(numbers)
+    n_held_out = min(max(1, round(held_out * len(numbers))), len(numbers) - 1)
+    r2 = probe_r2(embeddings, values, np.isin(episodes, chosen[:n_held_out]))
+    return {name: float(value) for name, value in zip(names, r2, strict=True) if np.isfinite(value)}
