@@ -14,6 +14,7 @@ from sb3_jepa.monitors import PictureCallback, ProbeCallback
 from sb3_jepa.noise import noise_diagnostic
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.policies import JepaPolicy
+from sb3_jepa.surprises import VecSurprise, surprise
 
 __version__ = version("sb3-jepa")
 
@@ -30,10 +31,12 @@ __all__ = [
     "PictureCallback",
     "ProbeCallback",
     "Transitions",
+    "VecSurprise",
     "export_policy",
     "load_encoder",
     "noise_diagnostic",
     "save_encoder",
+    "surprise",
 ]
 
 if TYPE_CHECKING:

@@ -135,7 +135,10 @@ def find_objectives(model: BaseAlgorithm) -> dict[str, tuple[NextLatentPredictio
             found[name] = learner.objective, float(learner.gauge.first_embedding_variance)
         else:
             # Of a model that was loaded
-            objective = _make_objective(model, encoders[name], learner["objective_class"], learner["objective_kwargs"])
+            kwargs = learner["objective_kwargs"]
+            # A training that is under way must not miss the random numbers of its initialisation
+            with th.random.fork_rng(devices=[]):
+                objective = _make_objective(model, encoders[name], learner["objective_class"], kwargs)
             objective.load_state_dict(learner["objective"])
             found[name] = objective, float(learner["gauge"]["first_embedding_variance"])
     return found

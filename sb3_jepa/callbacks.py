@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.vec_env import unwrap_vec_wrapper
 
 from sb3_jepa.alternating import AlternatingTraining
 from sb3_jepa.buffers import NextObservations, by_key, unkeyed
@@ -15,6 +16,7 @@ from sb3_jepa.diagnostics import ObjectiveGauge, Verdict, assess
 from sb3_jepa.encoders import measure_inputs, n_inputs_to_measure
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.policies import JointPolicy
+from sb3_jepa.surprises import VecSurprise
 
 # Logger outputs that hold tables of numbers, by Stable-Baselines3's names
 TABLES = ("stdout", "log", "json", "csv")
@@ -125,6 +127,9 @@ class JepaCallback(BaseCallback):
                 )
         else:
             self._alternating = AlternatingTraining(self.model, **self._alternating_kwargs)  # type: ignore[arg-type]
+        surprise_env = unwrap_vec_wrapper(self.training_env, VecSurprise)
+        if surprise_env is not None:
+            surprise_env.set_model(self.model)
         self._reset_gauges()
         n_steps, n_missing = self._n_remaining_steps, n_inputs_to_measure(self.policy)
         if n_missing >= n_steps and isinstance(self.model, OnPolicyAlgorithm):

@@ -68,7 +68,8 @@ class EpisodeRecorder:
         :param readings: What else was read of the environments before the step, ``(environments, variables)``
         """
         for env in range(self.n_envs):
-            before = {key: array[env] for key, array in by_key(observations).items()}
+            # Copies, for a view would keep what all the other environments showed
+            before = {key: np.array(array[env]) for key, array in by_key(observations).items()}
             after = {key: array[env] for key, array in by_key(new_observations).items()}
             if dones[env]:
                 after = dict(by_key(infos[env].get("terminal_observation", unkeyed(after))))
@@ -163,7 +164,9 @@ def image_key(space: spaces.Space) -> str | None:
 
 
 def _is_gymnasium_stack(space: spaces.Box) -> bool:
-    return len(space.shape) == 4 and space.dtype == np.uint8
+    # As JepaExtractor tells them from what is none
+    is_uint8 = space.dtype == np.uint8 and bool((space.low == 0).all() and (space.high == 255).all())
+    return len(space.shape) == 4 and is_uint8
 
 
 def frames_of(images: np.ndarray, n_frames: int | None = None) -> np.ndarray:

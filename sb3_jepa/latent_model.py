@@ -66,8 +66,8 @@ class LatentModel:
         :return: What it returns for one batch after the other
         """
         tensors, _ = self.policy.obs_to_tensor(observations)
-        was_training = self.encoder.training
-        self.encoder.train(False)
+        were_training = {module: module.training for module in self.encoder.modules()}
+        self.encoder.eval()
         try:
             split = {key: tensor.split(BATCH_SIZE) for key, tensor in by_key(tensors).items()}
             for batch in zip(*split.values(), strict=True):
@@ -76,7 +76,9 @@ class LatentModel:
                     preprocess_obs(one, self.policy.observation_space, normalize_images=self.policy.normalize_images)
                 )
         finally:
-            self.encoder.train(was_training)
+            # Not by train(), which warns of a training that begins
+            for module, was_training in were_training.items():
+                module.training = was_training
 
     def embed(self, observations: Any) -> th.Tensor:
         """

@@ -1,0 +1,312 @@
+"""How little a model expected what happened: of given transitions, and of an environment's steps as they come."""
+
+import inspect
+import pathlib
+import pickle
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.utils import check_for_correct_spaces, check_shape_equal
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_jepa.buffers import by_key, unkeyed
+from sb3_jepa.encoders import n_inputs_to_measure
+from sb3_jepa.latent_model import LatentModel
+from sb3_jepa.saving import replace_when_complete
+
+# Keys of a step's info
+SURPRISE, EXTRINSIC_REWARD, TERMINAL = "surprise", "extrinsic_reward", "terminal_observation"
+
+
+def surprise(
+    model: BaseAlgorithm, observations: Any, actions: Any, next_observations: Any, encoder: str | None = None
+) -> np.ndarray:
+    """
+    How far each next observation is from what the model's predictor expected, see :meth:`LatentModel.surprise`.
+
+    :param model: Of any algorithm; its policy learned jointly or with :class:`~sb3_jepa.JepaCallback`
+    :param observations: ``(batch, *observation shape)``, as the environment gives them, or a dictionary of such; of a
+        single transition, ``batch`` may be left out
+    :param actions: As the environment executes them, ``(batch, *action shape)``
+    :param next_observations: As the observations; at the end of an episode, the terminal observation
+    :param encoder: Name of the network whose encoder and predictor are asked, such as ``"critic"``; by default the
+        first that has both
+    :return: ``(batch,)``
+    :raises ValueError: If there is no such encoder, if it has no predictor, or if shapes do not match
+    """
+    latent_model = LatentModel(model, encoder)
+    actions, action_shape = np.asarray(actions), model.action_space.shape
+    # No action space of Stable-Baselines3 is without a shape
+    assert action_shape is not None
+    if actions.shape == action_shape:
+        actions = actions[None]
+    if actions.shape[1:] != action_shape:
+        accepted = ", ".join(["batch", *map(str, action_shape)])
+        raise ValueError(f"`actions` must be of shape ({accepted}), got {actions.shape}")
+    sizes = dict(
+        observations=_batch_size(model, observations),
+        actions=len(actions),
+        next_observations=_batch_size(model, next_observations),
+    )
+    if len(set(sizes.values())) > 1:
+        given = ", ".join(f"{size} `{name}`" for name, size in sizes.items())
+        raise ValueError(f"Each transition needs an observation, an action and a next observation, got {given}")
+    return latent_model.surprise(observations, actions, next_observations)
+
+
+def _batch_size(model: BaseAlgorithm, observations: Any) -> int:
+    tensors, _ = model.policy.obs_to_tensor(observations)
+    return len(next(iter(by_key(tensors).values())))
+
+
+class VecSurprise(VecEnvWrapper):
+    """
+    Tells how surprising each step was to a model, and may reward it: ``info["surprise"]`` is the raw surprise (see
+    :func:`surprise`), and with ``reward_coef`` above 0 the reward becomes
+
+    ``reward + reward_coef * clip(surprise / deviation)``
+
+    with the running standard deviation of the discounted sum of surprises, as in *Random Network Distillation*
+    (arXiv 1810.12894): that sum goes on over the ends of episodes. ``info["extrinsic_reward"]`` keeps the reward that
+    the environment gave.
+
+    ``PPO(JepaPolicy, VecSurprise(env, reward_coef=0.1)).learn(...)`` is all there is to do: the model is made from the
+    environment, and :class:`~sb3_jepa.JepaCallback` hands it over when the training starts. Without a training, call
+    :meth:`set_model`. Until there is a model that has measured its inputs, the surprise is 0, and rewards and running
+    deviation stay as they are. The model's parameters are followed as they learn.
+
+    The order of wrappers matters:
+
+    - ``Monitor`` and ``VecMonitor`` belong inside, where ``make_vec_env`` puts the former: their episode returns are
+      then the environment's own, without what is added here.
+    - What changes observations belongs inside, for the wrapper has to see what the policy sees: frame stacks, and
+      ``VecNormalize`` with ``norm_obs=True``. (Stable-Baselines3's ``VecTransposeImage`` may be outside, where it is
+      added by itself.)
+    - ``VecNormalize`` with ``norm_obs=False`` belongs outside, and then scales the sum of both rewards. Around an
+      off-policy algorithm's rewards it cannot be inside: the replay buffer takes its rewards, without the surprise.
+    - For ``EvalCallback``, wrap the evaluation environment too, without a ``reward_coef``.
+
+    :param venv: Environments
+    :param reward_coef: What a surprise of one deviation adds to the reward; 0 leaves rewards alone
+    :param encoder: Name of the network whose encoder and predictor are asked, such as ``"critic"``; by default the
+        first that has both
+    :param training: Whether to update the running deviation
+    :param norm: Whether to divide by the running deviation and to clip; else the raw surprise is added
+    :param clip: Largest surprise that is added, in deviations
+    :param gamma: Discount factor of the sum whose deviation is measured
+    :param epsilon: To avoid division by zero
+    :raises ValueError: If an argument is out of range
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        reward_coef: float = 0.0,
+        encoder: str | None = None,
+        training: bool = True,
+        norm: bool = True,
+        clip: float = 10.0,
+        gamma: float = 0.99,
+        epsilon: float = 1e-8,
+    ):
+        if not isinstance(venv, VecEnv):
+            raise ValueError(f"`venv` must be a VecEnv, such as make_vec_env makes, got {type(venv).__name__}")
+        if not 0 <= reward_coef < float("inf"):
+            raise ValueError(f"`reward_coef` must be finite and not negative, got {reward_coef}")
+        if not clip > 0:
+            raise ValueError(f"`clip` must be positive, got {clip}")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"`gamma` must lie in [0, 1], got {gamma}")
+        VecEnvWrapper.__init__(self, venv)
+        self.reward_coef, self.encoder = reward_coef, encoder
+        self.training, self.norm = training, norm
+        self.clip, self.gamma, self.epsilon = clip, gamma, epsilon
+        self.return_rms = RunningMeanStd(shape=())
+        self._begin()
+
+    def _begin(self) -> None:
+        """What is not saved."""
+        self.returns = np.zeros(self.num_envs)
+        self._latent_model: LatentModel | None = None
+        self._last_observations: Any = None
+
+    def set_model(self, model: BaseAlgorithm) -> None:
+        """
+        Choose whose surprise it is. :class:`~sb3_jepa.JepaCallback` does so when the training of a model starts whose
+        environment this is.
+
+        :param model: Of any algorithm, with an encoder that learns
+        :raises ValueError: If it has no such encoder, or if it sees other observations, or would learn from other
+            rewards than those of this wrapper
+        """
+        self._check_wrappers(model)
+        self._latent_model = LatentModel(model, self.encoder)
+
+    def _check_wrappers(self, model: BaseAlgorithm) -> None:
+        if _n_normalizing(model.get_env()) > _n_normalizing(self.venv):
+            raise ValueError(
+                "VecSurprise must see the observations that the policy sees, got one inside of a VecNormalize with "
+                "`norm_obs=True`. Put it outside, VecSurprise(VecNormalize(env)), or let the JepaExtractor alone "
+                "standardise observations, VecNormalize(VecSurprise(env), norm_obs=False)"
+            )
+        if isinstance(model, OffPolicyAlgorithm) and self.reward_coef > 0 and unwrap_vec_normalize(self.venv):
+            raise ValueError(
+                f"{type(model).__name__} stores the rewards that a VecNormalize is given, and one inside of "
+                "VecSurprise is given none for surprise: use VecNormalize(VecSurprise(env), norm_obs=False), or "
+                "`reward_coef=0`"
+            )
+        try:
+            # As the model would see this environment: with the channels of images first
+            seen = model._wrap_env(self, verbose=0, monitor_wrapper=False)
+            check_for_correct_spaces(seen, model.observation_space, model.action_space)
+        except ValueError as error:
+            raise ValueError(
+                "VecSurprise must see the observations and actions that the policy sees: wrappers that change them, "
+                f"such as VecFrameStack, belong inside of it. {error}"
+            ) from error
+
+    @property
+    def _is_ready(self) -> bool:
+        latent_model = self._latent_model
+        return (
+            latent_model is not None
+            and latent_model.has_objective
+            and self._last_observations is not None
+            and n_inputs_to_measure(latent_model.policy) == 0
+        )
+
+    def reset(self) -> Any:
+        """
+        Reset all environments.
+
+        :return: First observations of the episodes
+        """
+        observations = self.venv.reset()
+        self._last_observations = observations
+        self.returns = np.zeros(self.num_envs)
+        return observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        Begin a step.
+
+        :param actions: As the environments execute them, ``(environments, *action shape)``
+        """
+        self._actions = actions
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        End a step.
+
+        :return: Observations, rewards, whether episodes ended, and infos with the surprise
+        """
+        observations, rewards, dones, infos = self.venv.step_wait()
+        surprises = np.zeros(self.num_envs, dtype=np.float32)
+        extrinsic_rewards = rewards
+        if self._latent_model is not None and self._is_ready:
+            led_to = _with_terminal_observations(observations, dones, infos)
+            # Stable-Baselines3's own environments always know it
+            is_unknown = [done and TERMINAL not in info for done, info in zip(dones, infos, strict=True)]
+            surprises = self._latent_model.surprise(self._last_observations, self._actions, led_to)
+            surprises = np.where(is_unknown, np.float32(0), surprises)
+            if self.training:
+                self.returns = self.returns * self.gamma + surprises
+                self.return_rms.update(self.returns)
+            if self.reward_coef > 0:
+                rewards = (rewards + self.reward_coef * self.normalize(surprises)).astype(np.float32)
+        # New ones: those of the environment may be the same at each step
+        infos = [{**info, SURPRISE: float(one)} for info, one in zip(infos, surprises, strict=True)]
+        if self.reward_coef > 0:
+            for info, reward in zip(infos, extrinsic_rewards, strict=True):
+                info[EXTRINSIC_REWARD] = float(reward)
+        self._last_observations = observations
+        return observations, rewards, dones, infos
+
+    def normalize(self, surprises: np.ndarray) -> np.ndarray:
+        """
+        Without updating the running deviation.
+
+        :param surprises: Raw
+        :return: In deviations, clipped; as they are if ``norm`` is false
+        """
+        if not self.norm:
+            return surprises
+        return np.clip(surprises / np.sqrt(self.return_rms.var + self.epsilon), -self.clip, self.clip)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings and running deviation: neither environments, which may not be picklable, nor the model."""
+        left_out = ("venv", "class_attributes", "returns", "_latent_model", "_last_observations", "_actions")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """
+        Restore what was pickled. :meth:`set_venv` must be called before the wrapper is used.
+
+        :param state: Of :meth:`__getstate__`
+        """
+        self.__dict__.update(state)
+        self.venv = None  # type: ignore[assignment]
+
+    def set_venv(self, venv: VecEnv) -> None:
+        """
+        Give an unpickled wrapper its environments.
+
+        :param venv: Environments
+        :raises ValueError: If it has some already
+        """
+        if self.venv is not None:
+            raise ValueError("`venv` can be set once, got another one for a VecSurprise that has its environments")
+        check_shape_equal(self.observation_space, venv.observation_space)
+        self.venv = venv
+        self.num_envs, self.render_mode = venv.num_envs, venv.render_mode
+        self.class_attributes = dict(inspect.getmembers(self.__class__))
+        self._begin()
+
+    def save(self, save_path: str | pathlib.Path) -> None:
+        """
+        Save settings and running deviation, as ``VecNormalize.save`` does. If that fails, an older file stays as it
+        was.
+
+        :param save_path: Where to save
+        """
+        with replace_when_complete(save_path) as unfinished, open(unfinished, "wb") as file:  # type: ignore[arg-type]
+            pickle.dump(self, file)
+
+    @staticmethod
+    def load(load_path: str | pathlib.Path, venv: VecEnv) -> "VecSurprise":
+        """
+        Load what :meth:`save` saved. The model is set as with a new wrapper.
+
+        :param load_path: The file; as it is a pickle, from a source that you trust
+        :param venv: Environments to wrap
+        :return: The wrapper
+        """
+        with open(load_path, "rb") as file:
+            wrapper = pickle.load(file)
+        wrapper.set_venv(venv)
+        return wrapper
+
+
+def _with_terminal_observations(observations: Any, dones: np.ndarray, infos: Any) -> Any:
+    """What a step led to: where an episode ended, its last observation and not the first of the next one."""
+    if not np.any(dones):
+        return observations
+    led_to = {key: np.array(array) for key, array in by_key(observations).items()}
+    for index in np.flatnonzero(dones):
+        for key, terminal in by_key(infos[index].get(TERMINAL, {})).items():
+            led_to[key][index] = terminal
+    return unkeyed(led_to)
+
+
+def _n_normalizing(venv: VecEnv | None) -> int:
+    """How many wrappers normalise observations, one inside of the other."""
+    n = 0
+    while isinstance(venv, VecEnvWrapper):
+        n += isinstance(venv, VecNormalize) and venv.norm_obs
+        venv = venv.venv
+    return n
