@@ -218,13 +218,21 @@ class JepaCallback(BaseCallback):
     def _prefix(self, name: str) -> str:
         return "jepa" if len(self.gauges) == 1 else f"jepa/{name}"
 
+    @property
+    def _is_dump_due(self) -> bool:
+        """Whether an on-policy algorithm writes out what was recorded after the rollout that begins."""
+        interval = self.locals.get("log_interval")
+        return not interval or (self.locals.get("iteration", 0) + 1) % interval == 0
+
     def _reset_gauges(self) -> None:
         for gauge in self.gauges.values():
             gauge.reset()
 
     def _log_update(self, is_last: bool = False) -> None:
-        """Record the scalars of the updates that have just ended, if there were enough."""
+        """Record the scalars of the updates that have just ended, if there were enough and somebody will see them."""
         is_on_policy = isinstance(self.model, OnPolicyAlgorithm)
+        if is_on_policy and not is_last and not self._is_dump_due:
+            return
         for name, gauge in self.gauges.items():
             # An update of A2C has a few rows, and an off-policy one a single minibatch
             is_enough = gauge.n_samples >= MIN_SAMPLES and (is_on_policy or gauge.n_minibatches >= OFF_POLICY_INTERVAL)

@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import (
 )
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
+from torch.nn import functional as F
 
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.diagnostics import probe_episodes
@@ -55,6 +56,8 @@ class EveryNRollouts(BaseCallback):
     def _on_training_start(self) -> None:
         # Objects now, if there is no such encoder
         LatentModel(self.model, self.encoder)
+        # A training may begin anew, or go on
+        self._n_steps_before = self.num_timesteps
 
     def _on_step(self) -> bool:
         return True
@@ -167,6 +170,8 @@ class PictureCallback(EveryNRollouts):
             newest = newest.float() / (255.0 if newest.dtype == th.uint8 else 1.0)
             # (samples, channels, height, width)
             thumbnails = newest.movedim(-1, 1) if newest.ndim == 4 else newest[:, None].expand(-1, 3, -1, -1)
+            # TensorBoard's writer fails on pictures that are higher than wide
+            thumbnails = F.pad(thumbnails, (0, max(0, thumbnails.shape[2] - thumbnails.shape[3])))
         metadata = [
             [str(number), str(step)]
             for number, episode in enumerate(portrait.episodes)
@@ -240,12 +245,18 @@ class ProbeCallback(EveryNRollouts):
         # Observation, what was read, and the number of the episode
         self._samples: deque[tuple[dict[str, Any], np.ndarray, int]] = deque(maxlen=n_samples)
         self._n_episodes = 0
+        self._episode_of_env = np.zeros(0, dtype=np.int64)
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
+        # Of a process that does not have it, reading it would be the end
+        if self.attribute is not None and not self.training_env.has_attr(self.attribute):
+            raise ValueError(f"`attribute={self.attribute!r}` is not there in the environments")
         n_envs = self.training_env.num_envs
-        self._episode_of_env = self._n_episodes + np.arange(n_envs)
-        self._n_episodes += n_envs
+        # In a training that goes on, so do the episodes
+        if self.num_timesteps == 0 or len(self._episode_of_env) != n_envs:
+            self._episode_of_env = self._n_episodes + np.arange(n_envs)
+            self._n_episodes += n_envs
 
     def _on_step(self) -> bool:
         new_obs, dones, infos = (self.locals[name] for name in ("new_obs", "dones", "infos"))

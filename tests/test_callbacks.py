@@ -7,9 +7,9 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
-from sb3_jepa import PPO, JepaCallback, JepaPolicy, JepaRolloutBuffer
+from sb3_jepa import PPO, JepaCallback, JepaExtractor, JepaPolicy, JepaRolloutBuffer
 from sb3_jepa.diagnostics import effective_rank
 from tests.conftest import SMALL_POLICY, SMALL_PPO, make_counting_env
 
@@ -19,6 +19,15 @@ SCALARS = {
     "jepa/embedding_variance",
     "jepa/effective_rank",
     "jepa/momentum",
+    "jepa/smallest_deviation",
+    "jepa/largest_deviation",
+    "jepa/deviation_loss",
+    "jepa/covariance_loss",
+    "jepa/prediction_to_copy_ratio",
+    "jepa/target_cosine",
+    "jepa/rl_gradient_norm",
+    "jepa/jepa_gradient_norm",
+    "jepa/gradient_cosine",
 }
 
 
@@ -212,6 +221,105 @@ def test_collapse_is_told_once_and_with_the_cure(pixel_cartpole):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.learn(64, reset_num_timesteps=False)
+
+
+def texts_of(folder) -> list[tuple[int, str]]:
+    """Each verdict and when it was given."""
+    events = EventAccumulator(str(folder), size_guidance={TENSORS: 0}).Reload()
+    name = "jepa/verdict/text_summary"
+    if name not in events.Tags()["tensors"]:
+        return []
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(name)]
+
+
+def test_the_verdict_is_told_when_it_changes_and_never_to_tables(pixel_cartpole, tmp_path, capsys):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    model.set_logger(configure(str(tmp_path), ["stdout", "log", "csv", "json", "tensorboard"]))
+
+    class Shrink(BaseCallback):
+        """Once, between two rollouts."""
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            if self.num_timesteps == 32 + 3 * 32:
+                shrink_embedding(self.model.policy, 0.01)
+
+    with pytest.warns(UserWarning, match="collapsed"):
+        model.learn(32 + 5 * 32, callback=Shrink())
+    (first, healthy), (then, collapsed) = texts_of(tmp_path)
+    # With the scalars of the first update, and with those of the first that began with a collapsed encoder
+    assert (first, then) == (96, 160)
+    assert healthy.startswith("**healthy**: its embedding variance is ")
+    assert "Cure" not in healthy
+    assert collapsed.startswith("**collapsed**: its embedding variance is ")
+    assert "began with" in collapsed
+    assert "Cure: a hinge on the deviation" in collapsed
+    tables = [capsys.readouterr().out, *((tmp_path / name).read_text() for name in ("log.txt", "progress.csv"))]
+    tables.append((tmp_path / "progress.json").read_text())
+    for table in tables:
+        assert "embedding_variance" in table
+        assert "jepa/verdict" not in table
+        assert "  verdict" not in table
+        assert "Cure" not in table
+
+
+def test_a_training_that_goes_on_begins_with_a_verdict(pixel_cartpole, tmp_path):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    model.set_logger(configure(str(tmp_path), ["tensorboard"]))
+    model.learn(32 + 64)
+    model.learn(64, reset_num_timesteps=False)
+    assert [(step, text.split(":")[0]) for step, text in texts_of(tmp_path)] == [
+        (96, "**healthy**"),
+        (160, "**healthy**"),
+    ]
+
+
+def flatten_embedding(policy: JepaPolicy) -> None:
+    """Let the embedding vary in two dimensions only, whose mean is zero, and keep it so."""
+    for extractor in (policy.features_extractor, policy.objective.target_encoder.encoder):
+        norm = extractor.encoder.norm
+        norm.weight.data[2:] = 0.0
+        norm.bias.data.zero_()
+        # Each has a length, and without a gradient it stays as it is
+        norm.weight.data[0] = 0.1
+        norm.requires_grad_(False)
+
+
+def test_a_low_rank_is_told_once_if_it_stays(pixel_cartpole, tmp_path):
+    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    model.set_logger(configure(str(tmp_path), ["tensorboard"]))
+    flatten_embedding(model.policy)
+    # Four updates may be those of a beginning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(32 + 4 * 32)
+    assert [text.split(":")[0] for _, text in texts_of(tmp_path)] == ["**low rank**"]
+    # The count begins anew with a training
+    with pytest.warns(
+        UserWarning, match=r"few dimensions: .*effective rank is 1\.\d of 16.*covariance_coef=0.05"
+    ) as told:
+        model.learn(5 * 32, reset_num_timesteps=False)
+    assert len(told) == 1
+    assert model.policy.gauges["shared"].warned_of_low_rank
+    model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", env=pixel_cartpole)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.learn(6 * 32, reset_num_timesteps=False)
+
+
+def test_the_cure_of_alternating_training_is_another(tmp_path):
+    env = make_counting_env()
+    kwargs = dict(SMALL_POLICY, features_extractor_class=JepaExtractor)
+    model = stable_baselines3.PPO("CnnPolicy", env, policy_kwargs=kwargs, **SMALL_PPO)
+    model.set_logger(configure(str(tmp_path), ["tensorboard"]))
+    model.learn(33 + 96, callback=JepaCallback())
+    model.policy.features_extractor.encoder.norm.weight.data.mul_(0.01)
+    with pytest.warns(UserWarning, match=r"collapsed.*as arguments of JepaCallback"):
+        model.learn(96, callback=JepaCallback(), reset_num_timesteps=False)
+    assert [text.split(":")[0] for _, text in texts_of(tmp_path)][-1] == "**collapsed**"
 
 
 def test_the_first_variance_is_that_of_the_untrained_encoder(pixel_cartpole):

@@ -12,8 +12,9 @@ from sb3_jepa.parts.losses import covariance_loss, deviation_loss, prediction_lo
 
 # So many of the latest embeddings are kept for what is not computed minibatch by minibatch
 N_RECENT_EMBEDDINGS = 1024
-# ... and the gradients of so many minibatches
+# ... and the gradients of so many minibatches, of which every fourth is looked at
 N_RECENT_GRADIENTS = 8
+GRADIENTS_APART = 4
 
 
 @th.no_grad()
@@ -56,7 +57,9 @@ class ObjectiveGauge(nn.Module):
 
     def reset(self) -> None:
         """Forget the terms, embeddings and gradients of past minibatches."""
-        self._recent: deque[tuple[th.Tensor, ObjectiveOutput]] = deque()
+        # Embedding, prediction, target, validity
+        self._recent: deque[tuple[th.Tensor, th.Tensor | None, th.Tensor | None, th.Tensor | None]] = deque()
+        self._n_recent = 0
         self._gradients: dict[str, deque[th.Tensor]] = {}
         self._is_untrained = float(self.first_embedding_variance) == 0.0
         self._term_sums: dict[str, th.Tensor] = {}
@@ -76,7 +79,7 @@ class ObjectiveGauge(nn.Module):
         :param embedding: Of a minibatch, ``(batch, embed_dim)``
         :return: The embedding
         """
-        if embedding.requires_grad:
+        if embedding.requires_grad and self.n_minibatches % GRADIENTS_APART == 0:
             embedding.register_hook(partial(self._keep_gradient, source))
         return embedding
 
@@ -92,13 +95,15 @@ class ObjectiveGauge(nn.Module):
             self.first_embedding_variance.copy_(output.terms["embedding_variance"])
             self._is_untrained = False
         prediction = None if output.prediction is None else output.prediction.detach()
-        self._recent.append((embedding.detach(), output._replace(prediction=prediction, loss=output.loss.detach())))
+        self._recent.append((embedding.detach(), prediction, output.target, output.valid))
+        self._n_recent += len(embedding)
+        while self._n_recent - len(self._recent[0][0]) >= N_RECENT_EMBEDDINGS:
+            self._n_recent -= len(self._recent.popleft()[0])
+        if not self._term_sums:
+            self._term_sums = {name: term.clone() for name, term in output.terms.items()}
+        else:
+            th._foreach_add_(list(self._term_sums.values()), [output.terms[name] for name in self._term_sums])
         self.n_samples += len(embedding)
-        n_kept = sum(len(kept) for kept, _ in self._recent)
-        while n_kept - len(self._recent[0][0]) >= N_RECENT_EMBEDDINGS:
-            n_kept -= len(self._recent.popleft()[0])
-        for name, term in output.terms.items():
-            self._term_sums[name] = self._term_sums[name] + term if name in self._term_sums else term
         self.n_minibatches += 1
 
     def means(self) -> dict[str, float]:
@@ -108,8 +113,8 @@ class ObjectiveGauge(nn.Module):
     @th.no_grad()
     def scalars(self) -> dict[str, float]:
         """
-        The terms, averaged over the minibatches since :meth:`reset`, and of the latest 1,024 embeddings and 8
-        minibatches:
+        The terms, averaged over the minibatches since :meth:`reset`, and of the latest 1,024 embeddings and the
+        gradients of 8 minibatches:
 
         - ``effective_rank``, see :func:`effective_rank`
         - ``smallest_deviation`` and ``largest_deviation``: standard deviations of single dimensions
@@ -126,31 +131,29 @@ class ObjectiveGauge(nn.Module):
         scalars = self.means()
         if not self._recent:
             return scalars
-        embeddings = th.cat([embedding for embedding, _ in self._recent])
-        scalars.setdefault("deviation_loss", float(deviation_loss(embeddings)))
-        scalars.setdefault("covariance_loss", float(covariance_loss(embeddings)))
-        deviations = embeddings.std(dim=0, correction=0)
+        embeddings = th.cat([kept[0] for kept in self._recent])
+        for name, term in (("deviation_loss", deviation_loss), ("covariance_loss", covariance_loss)):
+            if name not in scalars:
+                scalars[name] = float(term(embeddings))
+        # Along rows in memory it is many times faster
+        deviations = embeddings.T.contiguous().std(dim=1, correction=0)
         scalars["smallest_deviation"] = float(deviations.min())
         scalars["largest_deviation"] = float(deviations.max())
         scalars["effective_rank"] = float(effective_rank(embeddings))
-        return {**scalars, **self._of_predictions(), **self._of_gradients()}
+        return {**scalars, **self._of_predictions(embeddings), **self._of_gradients()}
 
-    def _of_predictions(self) -> dict[str, float]:
-        outputs = [output for _, output in self._recent]
-        if any(output.prediction is None for output in outputs):
+    def _of_predictions(self, embeddings: th.Tensor) -> dict[str, float]:
+        _, predictions, targets, valids = zip(*self._recent, strict=True)
+        if any(prediction is None for prediction in predictions):
             return {}
-        embedding = th.cat([embedding for embedding, _ in self._recent])
-        prediction, target = (
-            th.cat([getattr(output, name) for output in outputs]) for name in ("prediction", "target")
-        )
+        prediction, target = th.cat(predictions), th.cat(targets)
         # Some objectives predict something else than one embedding for each of these
-        if prediction.shape != embedding.shape:
+        if prediction.shape != embeddings.shape:
             return {}
-        is_masked = outputs[0].valid is not None
-        valid = th.cat([output.valid for output in outputs]) if is_masked else th.ones_like(embedding[:, 0])  # type: ignore[misc]
-        cosine = F.cosine_similarity(embedding, target) * valid
+        valid = th.ones_like(embeddings[:, 0]) if valids[0] is None else th.cat(valids)
+        cosine = F.cosine_similarity(embeddings, target) * valid
         scalars = dict(target_cosine=float(cosine.sum() / valid.sum().clamp(min=1.0)))
-        copy_loss = float(prediction_loss(embedding, target, valid))
+        copy_loss = float(prediction_loss(embeddings, target, valid))
         # Zero if all embeddings are one, or no pair counts
         if copy_loss > 0.0:
             scalars["prediction_to_copy_ratio"] = float(prediction_loss(prediction, target, valid)) / copy_loss
