@@ -247,15 +247,23 @@ class JepaCallback(BaseCallback):
 
     def _judge(self, name: str, gauge: ObjectiveGauge, scalars: dict[str, float]) -> None:
         """Tell whether the encoder is healthy: in TensorBoard whenever that changes, and in a warning if it is not."""
-        embed_dim, first_variance = gauge.embed_dim, float(gauge.first_embedding_variance)
-        verdict = assess(scalars["embedding_variance"], scalars["effective_rank"], embed_dim, first_variance)
+        # Of a last few rows there is little to say
+        if gauge.n_samples < MIN_SAMPLES:
+            return
+        verdict = assess(
+            scalars["embedding_variance"],
+            scalars["effective_rank"],
+            scalars["participation_ratio"],
+            gauge.embed_dim,
+            float(gauge.first_embedding_variance),
+        )
         if verdict.label != self._labels.get(name):
             text = f"**{verdict.label}**: {verdict.reason}{self._cure(verdict)}"
             self.logger.record(f"{self._prefix(name)}/verdict", text, exclude=TABLES)
         self._labels[name] = verdict.label
         self._n_low_rank[name] = self._n_low_rank.get(name, 0) + 1 if verdict.label == "low rank" else 0
-        if verdict.label == "collapsed":
-            self._warn_once(gauge.warned_of_collapse, f"The encoder has collapsed: {verdict.reason}", verdict)
+        if verdict.label in ("collapsed", "diverged"):
+            self._warn_once(gauge.warned_of_collapse, f"The encoder has {verdict.label}: {verdict.reason}", verdict)
         elif self._n_low_rank[name] >= LOW_RANK_UPDATES:
             self._warn_once(gauge.warned_of_low_rank, f"The encoder uses few dimensions: {verdict.reason}", verdict)
 
@@ -267,6 +275,8 @@ class JepaCallback(BaseCallback):
     def _cure(self, verdict: Verdict) -> str:
         if verdict.label == "healthy":
             return ""
+        if verdict.label == "diverged":
+            return " Cure: a lower learning rate, and observations and rewards without NaN."
         cure = " Cure: a hinge on the deviation (`objective_kwargs=dict(deviation_coef=1.0)`)"
         if verdict.label == "low rank":
             cure = (

@@ -21,7 +21,8 @@ BATCH_SIZE = 256
 class LatentModel:
     """
     What the encoder of a model makes of observations, and what its predictor expects of actions. It computes with the
-    model's own parameters, and so follows their training. Nothing is learned here.
+    model's own parameters, and so follows their training. (Of a model that was loaded, and whose encoder learned in
+    turn with the algorithm, predictor and target encoder stay as they were saved.) Nothing is learned here.
 
     :param model: Of any algorithm; its policy learned jointly or with :class:`~sb3_jepa.JepaCallback`, or has at least
         an encoder

@@ -36,7 +36,8 @@ STEPS_APART = 10_000
 
 class EveryNRollouts(BaseCallback):
     """
-    Does something every ``N`` rollouts.
+    Does something every ``N`` rollouts, and at the end. Those count too that only measure the inputs, before anything
+    is learned.
 
     :param every_n_rollouts: How often; by default every 20 rollouts on-policy, and off-policy, where a rollout may be a
         single step, every 10,000 time steps
@@ -72,6 +73,11 @@ class EveryNRollouts(BaseCallback):
             self._n_steps_before = self.num_timesteps
             self._look()
 
+    def _on_training_end(self) -> None:
+        if self._n_steps_before < self.num_timesteps:
+            self._n_steps_before = self.num_timesteps
+            self._look()
+
     def _look(self) -> None:
         raise NotImplementedError
 
@@ -88,12 +94,12 @@ class PictureCallback(EveryNRollouts):
     - ``jepa_pictures/embedding``: a histogram of the embeddings' values
     - In TensorBoard's projector: the embeddings, with the frames as thumbnails
 
-    Each title begins with a verdict: healthy, low rank or collapsed.
+    Each title begins with a verdict: healthy, low rank or collapsed. (If the encoder has diverged, nothing is drawn.)
 
     :param every_n_rollouts: How often; by default every 20 rollouts on-policy, and off-policy, where a rollout may be a
         single step, every 10,000 time steps
     :param horizon: How many steps the predictor is unrolled
-    :param max_steps: How many steps of the latest episodes are looked at
+    :param max_steps: Of the latest episodes, about how many steps are looked at
     :param projector: Whether to write embeddings and thumbnails for the projector, a few hundred kB each time
     :param encoder: Name of the network whose encoder is looked at, such as ``"critic"``; by default the first
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
@@ -142,11 +148,6 @@ class PictureCallback(EveryNRollouts):
         )
         return True
 
-    def _on_training_end(self) -> None:
-        if self._n_steps_before < self.num_timesteps:
-            self._n_steps_before = self.num_timesteps
-            self._look()
-
     def _look(self) -> None:
         episodes = self._recorder.latest()
         if not self._outputs or not episodes:
@@ -189,9 +190,9 @@ class PictureCallback(EveryNRollouts):
 
 class ProbeCallback(EveryNRollouts):
     """
-    Asks, every ``N`` rollouts, what the embedding knows: ridge regression from the frozen embedding to what can be read
-    from the environment, with its R² on held-out episodes as ``jepa_probe/<variable>``. One: it can be read exactly.
-    Zero: the mean would do as well.
+    Asks, every ``N`` rollouts and at the end, what the embedding knows: ridge regression from the frozen embedding to
+    what can be read from the environment, with its R² on held-out episodes as ``jepa_probe/<variable>``. One: it can be
+    read exactly. Zero: the mean would do as well.
 
     It looks at what the training visits, in all environments, and takes no step of its own. What the policy visits
     changes in the course of a training, and R² with it: of a pole that hardly moves, the little that it does is hard to

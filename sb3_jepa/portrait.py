@@ -13,6 +13,7 @@ from sb3_jepa.diagnostics import (
     assess,
     attention_maps,
     effective_rank,
+    participation_ratio,
     pictures,
     probe_episodes,
 )
@@ -58,8 +59,11 @@ class Portrait:
         self._first_row_of_longest = sum(lengths[: self._longest])
         self.variance = float(embedding_variance(self.embeddings))
         self.rank = float(effective_rank(self.embeddings))
+        self.participation = float(participation_ratio(self.embeddings))
         self.first_variance = latent_model.first_embedding_variance
-        self.verdict = assess(self.variance, self.rank, self.embeddings.shape[1], self.first_variance)
+        self.verdict = assess(
+            self.variance, self.rank, self.participation, self.embeddings.shape[1], self.first_variance
+        )
 
     def frames(self, rows: np.ndarray) -> np.ndarray | None:
         """
@@ -112,9 +116,11 @@ class Portrait:
     def pictures(self) -> "dict[str, Figure]":
         """
         :return: By name: ``spectrum``, ``trajectory``, ``unrolled`` (with a predictor) and ``attention`` (of a
-            :class:`~sb3_jepa.JepaExtractor`)
+            :class:`~sb3_jepa.JepaExtractor`); none if the encoder has diverged
         :raises ImportError: If Matplotlib is not installed
         """
+        if self.verdict.label == "diverged":
+            return {}
         figures = dict(
             spectrum=pictures.spectrum_figure(self.embeddings, self.first_variance, self.rank, self.verdict),
             trajectory=self._trajectory_picture(),

@@ -32,6 +32,7 @@ CURVES = {
     "between 0.1 and 1. Collapsed: it falls by orders of magnitude.",
     "effective_rank": "How many dimensions are used. Healthy: a quarter of them or more. Towards 1: collapse, "
     "even if the variance looks healthy.",
+    "participation_ratio": "In how many directions the embeddings vary. Towards 1: in a single one.",
     "prediction_loss": "Error of the predicted embedding. On its own it says nothing: it also falls when all "
     "embeddings become one.",
     "prediction_to_copy_ratio": "The prediction loss, divided by that of a predictor that copies. Below 1: it knows "
@@ -134,6 +135,7 @@ def _summary(portrait: Portrait, title: str) -> str:
         "mean reward of a step": f"{np.mean(np.concatenate([episode.rewards for episode in portrait.episodes])):.3g}",
         "embedding variance": f"{portrait.variance:.3g} (untrained: {portrait.first_variance:.3g})",
         "effective rank": f"{portrait.rank:.1f} of {portrait.embeddings.shape[1]}",
+        "participation ratio": f"{portrait.participation:.1f}",
     }
     rows = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
     return (
@@ -145,6 +147,8 @@ def _summary(portrait: Portrait, title: str) -> str:
 
 def _scores(portrait: Portrait, names: Sequence[str] | None) -> "tuple[dict[str, Figure], dict[str, str]]":
     figures, captions = {}, {}
+    if portrait.verdict.label == "diverged":
+        return {}, {}
     surprises = portrait.surprises()
     if surprises is not None:
         figures["surprise"] = pictures.surprise_figure(*surprises, area_under_curve(*surprises))

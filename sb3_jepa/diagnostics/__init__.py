@@ -1,7 +1,7 @@
 """What an encoder has learned, in numbers and pictures. Nothing here knows Stable-Baselines3."""
 
 from sb3_jepa.diagnostics.attention import attention_maps
-from sb3_jepa.diagnostics.gauges import ObjectiveGauge, effective_rank
+from sb3_jepa.diagnostics.gauges import ObjectiveGauge, effective_rank, participation_ratio
 from sb3_jepa.diagnostics.latents import Trajectory, UnrolledErrors, principal_components, spectrum, unrolled_errors
 from sb3_jepa.diagnostics.noise import FeatureNoise, feature_noise
 from sb3_jepa.diagnostics.probes import area_under_curve, probe_episodes, probe_r2, ridge_predictions
@@ -18,6 +18,7 @@ __all__ = [
     "attention_maps",
     "effective_rank",
     "feature_noise",
+    "participation_ratio",
     "principal_components",
     "probe_episodes",
     "probe_r2",

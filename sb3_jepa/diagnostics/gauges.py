@@ -25,14 +25,32 @@ def effective_rank(embeddings: th.Tensor) -> th.Tensor:
     all embeddings on one line, and ``embed_dim``.
 
     :param embeddings: ``(samples, embed_dim)``, more samples than dimensions
-    :return: Scalar
+    :return: Scalar; NaN if an embedding is not finite
     :raises ValueError: If the embeddings are not two-dimensional
     """
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings must have shape (samples, embed_dim), got {tuple(embeddings.shape)}")
+    if not th.isfinite(embeddings).all():
+        return th.full((), th.nan)
     singular_values = th.linalg.svdvals(embeddings)
     p = singular_values / singular_values.sum().clamp(min=th.finfo(embeddings.dtype).tiny)
     return th.exp(th.special.entr(p).sum())
+
+
+@th.no_grad()
+def participation_ratio(embeddings: th.Tensor) -> th.Tensor:
+    r"""
+    In how many directions the embeddings vary, :math:`(\sum_i \lambda_i)^2 / \sum_i \lambda_i^2` with the eigenvalues
+    :math:`\lambda` of their covariance: ``embed_dim`` if they vary equally in all, 1 if in a single one. Unlike
+    :func:`effective_rank`, it does not depend on their mean.
+
+    :param embeddings: ``(samples, embed_dim)``
+    :return: Scalar; 1 if nothing varies
+    """
+    centered = embeddings - embeddings.mean(dim=0)
+    covariance = centered.T @ centered
+    squares = covariance.square().sum()
+    return th.where(squares > 0, covariance.trace().square() / squares, 1.0)
 
 
 class ObjectiveGauge(nn.Module):
@@ -95,7 +113,8 @@ class ObjectiveGauge(nn.Module):
             self.first_embedding_variance.copy_(output.terms["embedding_variance"])
             self._is_untrained = False
         prediction = None if output.prediction is None else output.prediction.detach()
-        self._recent.append((embedding.detach(), prediction, output.target, output.valid))
+        target = None if output.target is None else output.target.detach()
+        self._recent.append((embedding.detach(), prediction, target, output.valid))
         self._n_recent += len(embedding)
         while self._n_recent - len(self._recent[0][0]) >= N_RECENT_EMBEDDINGS:
             self._n_recent -= len(self._recent.popleft()[0])
@@ -113,18 +132,18 @@ class ObjectiveGauge(nn.Module):
     @th.no_grad()
     def scalars(self) -> dict[str, float]:
         """
-        The terms, averaged over the minibatches since :meth:`reset`, and of the latest 1,024 embeddings and the
-        gradients of 8 minibatches:
+        The terms, averaged over the minibatches since :meth:`reset`, and of the latest minibatches, those with the last
+        1,024 embeddings:
 
-        - ``effective_rank``, see :func:`effective_rank`
+        - ``effective_rank`` and ``participation_ratio``, see :func:`effective_rank` and :func:`participation_ratio`
         - ``smallest_deviation`` and ``largest_deviation``: standard deviations of single dimensions
         - ``deviation_loss`` and ``covariance_loss``, if the objective has no such terms
         - ``prediction_to_copy_ratio``: the prediction loss divided by that of a predictor that copies, which takes the
           context embedding for the next one. From 1 on, the predictor knows nothing.
         - ``target_cosine``: mean cosine between context embedding and target
         - ``rl_gradient_norm`` and ``jepa_gradient_norm``: norms of the gradients that reach the encoder's output, and
-          ``gradient_cosine`` between the two, averaged over minibatches. Where the embedding goes to one of them only,
-          that one.
+          ``gradient_cosine`` between the two, averaged over 8 minibatches. Where the embedding goes to one of them
+          only, that one.
 
         :return: Empty if there was no minibatch
         """
@@ -140,6 +159,7 @@ class ObjectiveGauge(nn.Module):
         scalars["smallest_deviation"] = float(deviations.min())
         scalars["largest_deviation"] = float(deviations.max())
         scalars["effective_rank"] = float(effective_rank(embeddings))
+        scalars["participation_ratio"] = float(participation_ratio(embeddings))
         return {**scalars, **self._of_predictions(embeddings), **self._of_gradients()}
 
     def _of_predictions(self, embeddings: th.Tensor) -> dict[str, float]:

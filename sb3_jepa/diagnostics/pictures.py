@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"healthy": "#1a7f37", "low rank": "#b35900", "collapsed": "#b3261e"}
+COLOURS = {"healthy": "#1a7f37", "low rank": "#b35900", "collapsed": "#b3261e", "diverged": "#b3261e"}
 # What a card of TensorBoard has room for, in inches of 100 pixels, and twice as sharp
 WIDTH, HEIGHT = 4.0, 2.15
 DPI = 200
@@ -162,7 +162,7 @@ def attention_figure(
     The class token's attention, laid over the frames.
 
     :param images: Some observations, ``(observations, frames, height, width)`` or ``(..., 3)``
-    :param maps: ``(observations, frames, rows, columns)``; with one map for all frames, it is laid over each
+    :param maps: ``(observations, frames, rows, columns)``; with one map for all frames, it is laid over the newest
     :param patch_size: Side of a patch in pixels
     :param title: Of the figure
     :param verdict: On the encoder

@@ -1,18 +1,21 @@
 """Healthy or collapsed: one word and one sentence."""
 
+import math
 from typing import NamedTuple
 
 # Below this embedding variance the paper speaks of collapse (JEPA for RL, arXiv 2504.16591)
 COLLAPSED_VARIANCE = 1e-7
 # ... and this fraction of what it was at the start is no accident
 COLLAPSED_FRACTION = 1e-3
-# Of the dimensions of an embedding, so many at least are used by one that is healthy
+# Variance in fewer directions than this, and an effective rank below this fraction of the dimensions: both together,
+# for in a simple environment a healthy encoder may have one of them
+LOW_PARTICIPATION = 2.0
 LOW_RANK_FRACTION = 1 / 10
 
 
 class Verdict(NamedTuple):
     """
-    :param label: ``"healthy"``, ``"low rank"`` or ``"collapsed"``
+    :param label: ``"healthy"``, ``"low rank"``, ``"collapsed"`` or ``"diverged"``
     :param reason: A sentence that says why, with figures
     """
 
@@ -20,30 +23,32 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def assess(variance: float, rank: float, embed_dim: int, first_variance: float) -> Verdict:
+def assess(variance: float, rank: float, participation: float, embed_dim: int, first_variance: float = 0.0) -> Verdict:
     """
     Judge an encoder by the embeddings of many observations.
 
     :param variance: Embedding variance
     :param rank: Effective rank
+    :param participation: Participation ratio
     :param embed_dim: Width of the embedding
     :param first_variance: Embedding variance of the untrained encoder; 0 if it is not known
-    :return: ``"collapsed"`` if the embedding hardly varies, ``"low rank"`` if it varies in hardly any direction
+    :return: ``"diverged"`` if the embedding is not finite, ``"collapsed"`` if it hardly varies, ``"low rank"`` if it
+        varies in hardly more than one direction
     """
     began = f", it began with {first_variance:.1e}" if first_variance > 0 else ""
+    if not math.isfinite(variance):
+        return Verdict("diverged", "its embeddings are NaN or infinite.")
     if variance < max(COLLAPSED_VARIANCE, COLLAPSED_FRACTION * first_variance):
         return Verdict(
             "collapsed",
             f"its embedding variance is {variance:.1e}{began}. It now tells observations hardly apart, however small "
             "the prediction loss is.",
         )
-    lowest_rank = max(2.0, LOW_RANK_FRACTION * embed_dim)
-    if rank < lowest_rank:
+    used = f"its effective rank is {rank:.1f} of {embed_dim}"
+    if participation < LOW_PARTICIPATION and rank < LOW_RANK_FRACTION * embed_dim:
         return Verdict(
             "low rank",
-            f"its effective rank is {rank:.1f} of {embed_dim} dimensions (below {lowest_rank:.1f}), with an embedding "
-            f"variance of {variance:.1e}. All that it tells of an observation lies in a few directions.",
+            f"{used}, and its embedding variance of {variance:.1e} lies in as little as {participation:.1f} directions "
+            "(participation ratio). All that it tells of an observation is where it lies along these.",
         )
-    return Verdict(
-        "healthy", f"its embedding variance is {variance:.1e}{began}, its effective rank {rank:.1f} of {embed_dim}."
-    )
+    return Verdict("healthy", f"its embedding variance is {variance:.1e}{began}, {used}.")
