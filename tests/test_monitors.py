@@ -95,7 +95,8 @@ def test_every_n_rollouts_on_policy():
     model = PPO("JepaPolicy", "CartPole-v1", policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     # Those that measure the inputs are rollouts too: 32 observations are two of 16
     model.learn(32 + 5 * 16, callback=looks)
-    assert looks.steps == [32, 64, 96]
+    # ... and at the end
+    assert looks.steps == [32, 64, 96, 112]
 
 
 def test_every_twenty_rollouts_by_default():
@@ -103,7 +104,7 @@ def test_every_twenty_rollouts_by_default():
     env = make_vec_env(lambda: FakeEnv(OBSERVATIONS["vector"]), n_envs=2, seed=0)
     A2C("JepaPolicy", env, n_steps=1, policy_kwargs=MATRIX_POLICY).learn(90, callback=looks)
     # 16 observations to measure from are 8 rollouts of 2
-    assert looks.steps == [40, 80]
+    assert looks.steps == [40, 80, 90]
 
 
 def test_every_so_many_steps_off_policy(monkeypatch):
@@ -111,11 +112,11 @@ def test_every_so_many_steps_off_policy(monkeypatch):
     looks = Looks()
     model = make_off_policy(train_freq=4)
     model.learn(100, callback=looks)
-    assert looks.steps == [32, 64, 96]
+    assert looks.steps == [32, 64, 96, 100]
     # ... but rollouts if they are asked for
     looks = Looks(every_n_rollouts=10)
     model.learn(100, callback=looks)
-    assert looks.steps == [40, 80]
+    assert looks.steps == [40, 80, 100]
 
 
 def test_a_second_training_counts_from_where_it_begins(monkeypatch):
@@ -124,11 +125,11 @@ def test_a_second_training_counts_from_where_it_begins(monkeypatch):
     model = make_off_policy(train_freq=4)
     model.learn(60, callback=looks)
     model.learn(60, callback=looks)
-    assert looks.steps == [40, 40]
+    assert looks.steps == [40, 60, 40, 60]
     # One that goes on does not begin with a picture
     looks = Looks()
     model.learn(60, callback=looks, reset_num_timesteps=False)
-    assert looks.steps == [100]
+    assert looks.steps == [100, 120]
 
 
 @pytest.mark.parametrize("callback", [PictureCallback, lambda **kwargs: ProbeCallback("state", **kwargs)])
