@@ -247,9 +247,6 @@ class JepaCallback(BaseCallback):
 
     def _judge(self, name: str, gauge: ObjectiveGauge, scalars: dict[str, float]) -> None:
         """Tell whether the encoder is healthy: in TensorBoard whenever that changes, and in a warning if it is not."""
-        # Of a last few rows there is little to say
-        if gauge.n_samples < MIN_SAMPLES:
-            return
         verdict = assess(
             scalars["embedding_variance"],
             scalars["effective_rank"],
@@ -257,6 +254,9 @@ class JepaCallback(BaseCallback):
             gauge.embed_dim,
             float(gauge.first_embedding_variance),
         )
+        # A few last rows cannot lie in many directions
+        if verdict.label == "low rank" and gauge.n_samples < MIN_SAMPLES:
+            return
         if verdict.label != self._labels.get(name):
             text = f"**{verdict.label}**: {verdict.reason}{self._cure(verdict)}"
             self.logger.record(f"{self._prefix(name)}/verdict", text, exclude=TABLES)

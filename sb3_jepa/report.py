@@ -203,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run", metavar="RUN_OR_ZIP", type=pathlib.Path, help="a saved model, or a folder with one")
     parser.add_argument("--env", required=True, help="ID of the environment; pixels are drawn if the model takes them")
+    parser.add_argument("--curves", type=pathlib.Path, metavar="FOLDER", help="of its training, if they are elsewhere")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("report.html"), help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="that the model acts (default: %(default)s)")
     parser.add_argument("--horizon", type=int, default=10, help="to unroll the predictor (default: %(default)s)")
@@ -220,6 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = load_model(path, options.algorithm)
         model.set_random_seed(options.seed)
         env = make_env_for(model, options.env, seed=options.seed)
+        # Below the folder of a single zip there may be anything
+        is_folder = options.curves is not None or options.run.is_dir()
+        curves = read_curves(options.curves or (options.run if is_folder else path.parent), below=is_folder)
         if options.vecnormalize is not None:
             env = VecNormalize.load(str(options.vecnormalize), env)
             env.training = env.norm_reward = False
@@ -227,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             model,
             env,
             options.out,
-            curves=read_curves(path.parent if options.run.is_file() else options.run),
+            curves=curves,
             n_steps=options.steps,
             horizon=options.horizon,
             read=_reader(env, options.probe),

@@ -118,19 +118,20 @@ def make_env_for(model: BaseAlgorithm, env_id: str, n_envs: int = 8, seed: int |
     return env
 
 
-def read_curves(folder: str | pathlib.Path) -> dict[str, Curve]:
+def read_curves(folder: str | pathlib.Path, below: bool = True) -> dict[str, Curve]:
     """
     The curves that a training has logged, from TensorBoard's files or else from ``progress.csv``.
 
-    :param folder: Where they are, or below
+    :param folder: Where they are
+    :param below: Or in a folder of it: of several trainings, the latest
     :return: By name, time steps and values; empty if nothing was logged
     :raises ImportError: If there are TensorBoard's files, and TensorBoard is not installed
     """
-    folder = pathlib.Path(folder)
-    events = sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime)
+    find = pathlib.Path(folder).rglob if below else pathlib.Path(folder).glob
+    events = sorted(find("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime)
     if events:
         return _read_events(events[-1].parent)
-    tables = sorted(folder.rglob("progress.csv"), key=lambda file: file.stat().st_mtime)
+    tables = sorted(find("progress.csv"), key=lambda file: file.stat().st_mtime)
     return _read_table(tables[-1]) if tables else {}
 
 

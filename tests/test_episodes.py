@@ -179,7 +179,7 @@ def test_executed_actions_are_what_the_environment_got(algorithm):
     else:
         kwargs = {} if algorithm == "A2C" else dict(batch_size=16)
         model = getattr(sb3_jepa, algorithm)(
-            "JepaPolicy", env, n_steps=16, policy_kwargs=SMALL_POLICY, seed=0, **kwargs
+            "JepaPolicy", env, n_steps=16, policy_kwargs=dict(SMALL_POLICY), seed=0, **kwargs
         )
     keep = KeepSteps()
     model.learn(48, callback=keep)

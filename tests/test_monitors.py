@@ -99,7 +99,7 @@ def test_every_n_rollouts_on_policy():
 def test_every_twenty_rollouts_by_default():
     looks = Looks()
     env = make_vec_env(lambda: FakeEnv(OBSERVATIONS["vector"]), n_envs=2, seed=0)
-    A2C("JepaPolicy", env, n_steps=1, policy_kwargs=MATRIX_POLICY).learn(90, callback=looks)
+    A2C("JepaPolicy", env, n_steps=1, policy_kwargs=dict(MATRIX_POLICY)).learn(90, callback=looks)
     # 16 observations to measure from are 8 rollouts of 2
     assert looks.steps == [40, 80, 90]
 
@@ -299,7 +299,7 @@ def test_of_other_algorithms(algorithm, tmp_path):
     env = make_vec_env(lambda: FakeEnv(OBSERVATIONS["vector"], spaces.Box(-0.1, 0.1, (2,))), n_envs=2, seed=0)
     kwargs = {} if algorithm is A2C else dict(batch_size=16)
     model = algorithm(
-        "JepaPolicy", env, n_steps=8, policy_kwargs=SMALL_POLICY, tensorboard_log=str(tmp_path), seed=0, **kwargs
+        "JepaPolicy", env, n_steps=8, policy_kwargs=dict(SMALL_POLICY), tensorboard_log=str(tmp_path), seed=0, **kwargs
     )
     callback = KeepsPortraits()
     model.learn(32 + 32, callback=callback)

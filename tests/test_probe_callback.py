@@ -225,7 +225,7 @@ def test_probes_of_other_algorithms(algorithm):
         env = make_vec_env(lambda: FakeEnv(OBSERVATIONS["vector"]), n_envs=2, seed=0)
         kwargs = dict(batch_size=16) if algorithm == "RecurrentPPO" else {}
         algorithm_class = dict(A2C=A2C, RecurrentPPO=RecurrentPPO)[algorithm]
-        model = algorithm_class("JepaPolicy", env, n_steps=16, policy_kwargs=SMALL_POLICY, **kwargs)
+        model = algorithm_class("JepaPolicy", env, n_steps=16, policy_kwargs=dict(SMALL_POLICY), **kwargs)
         callback = []
     probe = ProbeCallback(attribute="time", names=["time"], every_n_steps=1)
     model.learn(120, callback=[*callback, probe])

@@ -89,6 +89,12 @@ def test_as_a_module(run, tmp_path):
     command = [sys.executable, "-m", "sb3_jepa.report", str(run / "model.zip"), "--env", "CartPole-v1"]
     subprocess.run([*command, "--steps", "60", "--out", "one.html"], check=True, cwd=tmp_path, capture_output=True)
     assert figures_of(tmp_path / "one.html") >= ALWAYS | OF_PREDICTOR | {"jepa/effective_rank"}
+    # A model that was saved elsewhere
+    shutil.copy(run / "model.zip", tmp_path / "model.zip")
+    main([str(tmp_path / "model.zip"), *command[4:], "--steps", "60", "--out", str(tmp_path / "two.html")])
+    assert "jepa/effective_rank" not in figures_of(tmp_path / "two.html")
+    main([str(tmp_path / "model.zip"), *command[4:], "--curves", str(run), "--out", str(tmp_path / "two.html")])
+    assert "jepa/effective_rank" in figures_of(tmp_path / "two.html")
     result = subprocess.run(
         [*command[:3], "nothing.zip", "--env", "CartPole-v1"], capture_output=True, text=True, cwd=tmp_path
     )

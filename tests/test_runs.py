@@ -17,7 +17,7 @@ STOCK_POLICY = dict(features_extractor_class=JepaExtractor, features_extractor_k
 @pytest.mark.parametrize("algorithm", ["PPO", "A2C", "MaskablePPO", "RecurrentPPO"])
 def test_the_joint_algorithm_is_guessed(algorithm, tmp_path):
     cls = getattr(sb3_jepa, algorithm)
-    cls("JepaPolicy", "CartPole-v1", policy_kwargs=SMALL_POLICY).save(tmp_path / "model")
+    cls("JepaPolicy", "CartPole-v1", policy_kwargs=dict(SMALL_POLICY)).save(tmp_path / "model")
     loaded = load_model(tmp_path / "model.zip")
     assert type(loaded) is cls
 

@@ -253,7 +253,7 @@ def scalars_of(model, n_steps: int = 32 + 64) -> dict[str, list[dict[str, float]
 @pytest.mark.parametrize("algorithm", [PPO, A2C, RecurrentPPO])
 def test_each_algorithm_has_both_gradients(algorithm):
     kwargs = dict(n_steps=16, seed=0, device="cpu") if algorithm is A2C else SMALL_PPO
-    model = algorithm("JepaPolicy", make_counting_env(), policy_kwargs=SMALL_POLICY, **kwargs)
+    model = algorithm("JepaPolicy", make_counting_env(), policy_kwargs=dict(SMALL_POLICY), **kwargs)
     (updates,) = scalars_of(model, 33 + 96).values()
     for scalars in updates:
         assert scalars["rl_gradient_norm"] > 0
