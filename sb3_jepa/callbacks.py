@@ -27,6 +27,18 @@ MIN_SAMPLES = 64
 OFF_POLICY_INTERVAL = 100
 
 
+def dump_last_scalars(callback: BaseCallback) -> None:
+    """
+    Write out what was recorded after the last update: it would otherwise wait for a rollout that never comes.
+
+    :param callback: At the end of a training
+    """
+    if callback.locals["log_interval"] is not None:
+        # As Stable-Baselines3 does, so that a row of a table says when it was
+        callback.logger.record("time/total_timesteps", callback.num_timesteps, exclude="tensorboard")
+        callback.logger.dump(step=callback.num_timesteps)
+
+
 class JepaCallback(BaseCallback):
     """
     Brings a JEPA to the training of any algorithm.
@@ -183,11 +195,7 @@ class JepaCallback(BaseCallback):
         if self._alternating is not None:
             self._alternating.train(self._progress_remaining)
         self._log_update(is_last=True)
-        # The last update's scalars would otherwise wait for a rollout that never comes
-        if self.locals["log_interval"] is not None:
-            # As Stable-Baselines3 does, so that a row of a table says when it was
-            self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-            self.logger.dump(step=self.num_timesteps)
+        dump_last_scalars(self)
 
     def _measure_inputs(self, model: OnPolicyAlgorithm) -> None:
         """

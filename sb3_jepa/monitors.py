@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
 from sb3_jepa.buffers import by_key, unkeyed
+from sb3_jepa.callbacks import dump_last_scalars
 from sb3_jepa.diagnostics import probe_episodes
 from sb3_jepa.diagnostics.pictures import new_figure
 from sb3_jepa.episodes import EpisodeRecorder, executed_actions
@@ -295,6 +296,12 @@ class ProbeCallback(EveryNRollouts):
                 f"{source} of shape {rows.shape}; wanted are {len(infos)} rows, one per environment{columns}"
             )
         return rows
+
+    def _on_training_end(self) -> None:
+        is_due = self._n_steps_before < self.num_timesteps
+        super()._on_training_end()
+        if is_due:
+            dump_last_scalars(self)
 
     def _look(self) -> None:
         r2 = self.measure()

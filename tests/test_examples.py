@@ -6,7 +6,7 @@ from tests.conftest import run_example
 
 
 def test_the_run_that_uses_few_dimensions_is_drawn_and_probed(tmp_path):
-    arguments = ["--runs", "low_rank", "--timesteps", "6000", "--logdir", str(tmp_path)]
+    arguments = ["--runs", "low_rank", "--timesteps", "2100", "--logdir", str(tmp_path)]
     run_example("reading_a_run/three_runs.py", *arguments)
     events = EventAccumulator(str(tmp_path / "low_rank_1")).Reload().Tags()
     assert {f"jepa_pictures/{name}" for name in ("attention", "spectrum", "trajectory", "unrolled")} <= {
