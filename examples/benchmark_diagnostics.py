@@ -1,6 +1,7 @@
 """What the diagnostics cost, as a share of the time that a training takes.
 
     python examples/benchmark_diagnostics.py
+    python examples/benchmark_diagnostics.py --vectors
 
 Their time is taken where they are called, in the course of one training, and divided by the time of that training: with
 and without them, two trainings would differ by more from one moment of the machine to the next.
@@ -16,6 +17,7 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole is drawn, but no w
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import PPO, JepaCallback, JepaPolicy, PictureCallback, ProbeCallback
@@ -39,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timesteps", type=int, default=42_000, help="environment steps (default: %(default)s)")
     parser.add_argument("--rollouts", type=int, default=20, help="between pictures and probes (default: %(default)s)")
+    parser.add_argument("--vectors", action="store_true", help="CartPole's four numbers, and not its picture")
     arguments = parser.parse_args()
 
     th.set_num_threads(1)
@@ -61,7 +64,8 @@ def main() -> None:
         for owner, name in methods:
             time_calls(part, owner, name)
 
-    env = VecNormalize(make_pixel_vec_env("CartPole-v1", n_envs=8, seed=0), norm_obs=False)
+    make_env = make_vec_env if arguments.vectors else make_pixel_vec_env
+    env = VecNormalize(make_env("CartPole-v1", n_envs=8, seed=0), norm_obs=False)
     with tempfile.TemporaryDirectory() as folder:
         model = PPO(JepaPolicy, env, tensorboard_log=folder, seed=0)
         callbacks: list[BaseCallback] = [

@@ -59,7 +59,7 @@ class EncoderLearner:
         :param next_observations: Preprocessed next observations
         :param valid: ``(batch,)``, 1 where the next observation is known
         """
-        embedding = self.gauge.watch_gradient("jepa", self.encoder(observations))
+        embedding = self.gauge.watch_gradient("all", self.encoder(observations))
         output = self.objective(embedding, actions, next_observations, valid)
         self.optimizer.zero_grad()
         if output.loss.requires_grad:

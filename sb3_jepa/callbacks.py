@@ -19,8 +19,8 @@ from sb3_jepa.policies import JointPolicy
 from sb3_jepa.surprises import VecSurprise
 
 # Logger outputs that hold tables of numbers, by Stable-Baselines3's names
-TABLES = ("stdout", "log", "json", "csv")
-# A low rank may be that of a beginning: it is worth a warning when so many updates in a row have it
+TABLE_OUTPUTS = ("stdout", "log", "json", "csv")
+# A low rank may be that of a beginning: it is worth a warning when it was logged so many times in a row
 LOW_RANK_UPDATES = 5
 # What is logged tells of at least so many embeddings, and off-policy of so many minibatches
 MIN_SAMPLES = 64
@@ -60,7 +60,7 @@ class JepaCallback(BaseCallback):
       untrained policy). Off-policy, it is what the replay buffer holds when learning starts, and if that is not enough
       the next ones too: so let ``learning_starts`` be as many.
     - The target encoder's momentum and the encoder's learning rate move along their schedules.
-    - After each update (off-policy, every 100) ``jepa/momentum`` and what
+    - After each update (off-policy, every 100; with a ``log_interval``, when it is due) ``jepa/momentum`` and what
       :meth:`~sb3_jepa.diagnostics.ObjectiveGauge.scalars` lists are logged, ``jepa/prediction_loss`` and
       ``jepa/embedding_variance`` among them, and in TensorBoard's texts ``jepa/verdict`` whenever it changes. A warning
       tells once if the encoder collapses, or uses hardly any of its dimensions.
@@ -128,6 +128,7 @@ class JepaCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._stopped = self._has_ended = False
         self._alternating = None
+        self._n_rollouts = 0
         self._labels: dict[str, str] = {}
         self._n_low_rank: dict[str, int] = {}
         if isinstance(self.policy, JointPolicy):
@@ -165,6 +166,7 @@ class JepaCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self._measuring:
             return
+        self._n_rollouts += 1
         if self._alternating is not None:
             self._alternating.train(self._progress_remaining)
         self._log_update()
@@ -230,7 +232,8 @@ class JepaCallback(BaseCallback):
     def _is_dump_due(self) -> bool:
         """Whether an on-policy algorithm writes out what was recorded after the rollout that begins."""
         interval = self.locals.get("log_interval")
-        return not interval or (self.locals.get("iteration", 0) + 1) % interval == 0
+        # Stable-Baselines3 counts its rollouts too, but tells nobody
+        return not interval or self._n_rollouts % interval == 0
 
     def _reset_gauges(self) -> None:
         for gauge in self.gauges.values():
@@ -267,7 +270,7 @@ class JepaCallback(BaseCallback):
             return
         if verdict.label != self._labels.get(name):
             text = f"**{verdict.label}**: {verdict.reason}{self._cure(verdict)}"
-            self.logger.record(f"{self._prefix(name)}/verdict", text, exclude=TABLES)
+            self.logger.record(f"{self._prefix(name)}/verdict", text, exclude=TABLE_OUTPUTS)
         self._labels[name] = verdict.label
         self._n_low_rank[name] = self._n_low_rank.get(name, 0) + 1 if verdict.label == "low rank" else 0
         if verdict.label in ("collapsed", "diverged"):

@@ -117,7 +117,6 @@ def play_episodes(
     model: BaseAlgorithm,
     env: VecEnv,
     n_steps: int,
-    deterministic: bool = False,
     read: Callable[[VecEnv], np.ndarray] | None = None,
 ) -> list[Episode]:
     """
@@ -126,7 +125,6 @@ def play_episodes(
     :param model: Of any algorithm
     :param env: With the observations that the model takes
     :param n_steps: How many steps at least, in all environments together; episodes that are under way then are cut
-    :param deterministic: Whether to use deterministic actions
     :param read: What else to read of the environments before each step, ``(environments, variables)``
     :return: The episodes
     """
@@ -136,7 +134,7 @@ def play_episodes(
     state, starts = None, np.ones(env.num_envs, dtype=bool)
     for _ in range(per_env):
         readings = None if read is None else read(env)
-        actions, state = model.predict(observations, state, starts, deterministic)
+        actions, state = model.predict(observations, state, starts)
         new_observations, rewards, starts, infos = env.step(actions)
         recorder.record_step(observations, actions, rewards, new_observations, starts, infos, readings)
         observations = new_observations

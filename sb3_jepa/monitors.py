@@ -29,7 +29,7 @@ from sb3_jepa.latent_model import LatentModel
 from sb3_jepa.portrait import Portrait
 
 # Logger outputs that hold tables of numbers
-TABLES = (CSVOutputFormat, HumanOutputFormat, JSONOutputFormat)
+TABLE_FORMATS = (CSVOutputFormat, HumanOutputFormat, JSONOutputFormat)
 ROLLOUTS_APART = 20
 # Off-policy, where a rollout may be a single step
 STEPS_APART = 10_000
@@ -128,7 +128,7 @@ class PictureCallback(EveryNRollouts):
 
     @property
     def _outputs(self) -> list[KVWriter]:
-        return [output for output in self.logger.output_formats if not isinstance(output, TABLES)]
+        return [output for output in self.logger.output_formats if not isinstance(output, TABLE_FORMATS)]
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
@@ -254,6 +254,9 @@ class ProbeCallback(EveryNRollouts):
         # Of a process that does not have it, reading it would be the end
         if self.attribute is not None and not self.training_env.has_attr(self.attribute):
             raise ValueError(f"`attribute={self.attribute!r}` is not there in the environments")
+        if self.info_key is None:
+            # Objects now, if that is nothing to be probed
+            self._read([{}] * self.training_env.num_envs)
         n_envs = self.training_env.num_envs
         # In a training that goes on, so do the episodes
         if self.num_timesteps == 0 or len(self._episode_of_env) != n_envs:
@@ -265,11 +268,12 @@ class ProbeCallback(EveryNRollouts):
         is_kept = self.n_calls % self.every_n_steps == 0
         rows = self._read(infos) if is_kept else None
         for env, done in enumerate(dones):
-            observation = {key: array[env] for key, array in by_key(new_obs).items()}
+            observation = {key: array[env].copy() for key, array in by_key(new_obs).items()}
             # Infos belong to what the step led to, and all else to what comes next
             if self.info_key is not None and rows is not None:
-                last = dict(by_key(infos[env]["terminal_observation"])) if done else observation
-                self._samples.append((last, rows[env], self._episode_of_env[env]))
+                last = by_key(infos[env].get("terminal_observation", {})) if done else observation
+                if last:
+                    self._samples.append((dict(last), rows[env], self._episode_of_env[env]))
             if done:
                 self._episode_of_env[env] = self._n_episodes
                 self._n_episodes += 1
@@ -279,22 +283,24 @@ class ProbeCallback(EveryNRollouts):
 
     def _read(self, infos: list[dict[str, Any]]) -> np.ndarray:
         if self.function is not None:
-            values: Any = self.function(self.training_env)
-            source = "`function` returned"
+            source, values = "`function`", self.function(self.training_env)
         elif self.attribute is not None:
-            values = self.training_env.get_attr(self.attribute)
-            source = f"`attribute={self.attribute!r}` is"
+            source, values = f"`attribute={self.attribute!r}`", self.training_env.get_attr(self.attribute)
         else:
-            if not all(self.info_key in info for info in infos):
-                raise ValueError(f"`info_key={self.info_key!r}` is not among the infos: {sorted(infos[0])}")
-            values = [info[self.info_key] for info in infos]  # type: ignore[index]
-            source = f"`info_key={self.info_key!r}` is"
-        rows = np.array(values, dtype=np.float64).reshape(len(values), -1)
-        if len(rows) != len(infos) or (self.names is not None and rows.shape[1] != len(self.names)):
-            columns = f" and one column for each of {self.names}" if self.names is not None else ""
-            raise ValueError(
-                f"{source} of shape {rows.shape}; wanted are {len(infos)} rows, one per environment{columns}"
-            )
+            source, values = f"`info_key={self.info_key!r}`", [info.get(str(self.info_key)) for info in infos]
+            if any(value is None for value in values):
+                raise ValueError(f"{source} is not among the infos: {sorted(infos[0])}")
+        columns = "numbers" if self.names is None else f"a number for each of {self.names}"
+        wanted = f"{source} must give {columns}, for each of {len(infos)} environments"
+        try:
+            rows = np.array(values, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{wanted}, got {values}") from error
+        if rows.ndim == 0 or len(rows) != len(infos):
+            raise ValueError(f"{wanted}, got the shape {rows.shape}")
+        rows = rows.reshape(len(infos), -1)
+        if self.names is not None and rows.shape[1] != len(self.names):
+            raise ValueError(f"{wanted}, got {rows.shape[1]} numbers")
         return rows
 
     def _on_training_end(self) -> None:

@@ -248,13 +248,12 @@ class JointPolicy(_Base):
             for index, name in enumerate(self.encoders):
                 if name in self.objectives:
                     gauge = self.gauges[name]
-                    # A branch of its own, to tell its gradient from that of actor and critic
-                    embedding = gauge.watch_gradient("jepa", embeddings[index].view_as(embeddings[index]))
-                    embedding = embedding if obs.mask is None else embedding[obs.mask]
+                    embedding = embeddings[index] if obs.mask is None else embeddings[index][obs.mask]
                     output = self.objectives[name](embedding, actions, next_observations, obs.valid)
                     is_reached = features[index].requires_grad
                     # Coefficients of 0 leave a constant, which has no gradient to attach
                     if output.loss.requires_grad:
+                        gauge.watch_gradient("all", embeddings[index])
                         features[index] = attach_loss(features[index], output.loss)
                     if is_reached:
                         gauge.watch_gradient("rl", features[index])

@@ -96,6 +96,8 @@ def write_report(
     """
     if n_steps <= 0:
         raise ValueError(f"`n_steps` must be positive, got {n_steps}")
+    # Objects now, if Matplotlib is not installed
+    pictures.new_figure(1, 1, "")
     latent_model = LatentModel(model)
     episodes = play_episodes(model, env, n_steps, read=read)
     portrait = Portrait(latent_model, episodes, horizon)
@@ -188,6 +190,8 @@ def _reader(env: VecEnv, attribute: str | None) -> Callable[[VecEnv], np.ndarray
             return None
         if values.ndim < 1 or not values.size or not np.isfinite(values).all():
             return None
+    elif not env.has_attr(attribute):
+        raise ValueError(f"The environments have no attribute {attribute!r} for the probe")
     name = attribute or "state"
     return lambda venv: np.array(venv.get_attr(name), dtype=np.float64).reshape(venv.num_envs, -1)
 
@@ -238,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             names=options.probe_names,
             title=f"{options.env}: {type(model).__name__}, {path}",
         )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         parser.error(str(error))
     print(f"Wrote {options.out}")
 

@@ -6,6 +6,7 @@ import pathlib
 from importlib import import_module
 from importlib.util import find_spec
 
+import gymnasium as gym
 import numpy as np
 import stable_baselines3
 from gymnasium import spaces
@@ -16,6 +17,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_jepa
+from sb3_jepa.encoders import find_encoders
 from sb3_jepa.envs import make_pixel_vec_env
 from sb3_jepa.extractors import count_frames
 from sb3_jepa.policies import JointPolicy
@@ -58,7 +60,7 @@ def load_model(path: str | pathlib.Path, algorithm: str | None = None, device: s
     if algorithm is not None:
         module, _, name = algorithm.partition(":")
         cls = getattr(import_module(module), name, None)
-        if cls is None:
+        if not (inspect.isclass(cls) and issubclass(cls, BaseAlgorithm)):
             raise ValueError(f'`algorithm` must be "module:class", such as "sb3_contrib:TQC", got {algorithm!r}')
         return cls.load(path, device=device)
     data, _, _ = load_from_zip_file(path, device="cpu")
@@ -91,7 +93,8 @@ def _stock_algorithms() -> list[type[BaseAlgorithm]]:
 
 def make_env_for(model: BaseAlgorithm, env_id: str, n_envs: int = 8, seed: int | None = None) -> VecEnv:
     """
-    Environments with the observations that a model takes: as they are, or seen through their rendered frames.
+    Environments with the observations that a model takes: as they are, or seen through their rendered frames. (Three
+    channels are taken for three grey frames, unless the encoder was told that ``frames=1``.)
 
     :param model: Of any algorithm
     :param env_id: ID of the environment; ``"module:ID"`` imports a module that registers it
@@ -100,20 +103,25 @@ def make_env_for(model: BaseAlgorithm, env_id: str, n_envs: int = 8, seed: int |
     :return: The environments, wrapped as the model's own were
     :raises ValueError: If the observations do not fit
     """
-    env = BaseAlgorithm._wrap_env(make_vec_env(env_id, n_envs=n_envs, seed=seed), verbose=0)
+    try:
+        env = BaseAlgorithm._wrap_env(make_vec_env(env_id, n_envs=n_envs, seed=seed), verbose=0)
+    except gym.error.Error as error:
+        raise ValueError(f"`env_id` must be the ID of an environment, got {env_id!r}. {error}") from error
     wanted = model.observation_space
     if env.observation_space != wanted and is_image_space(wanted):
         assert isinstance(wanted, spaces.Box)
         env.close()
         n_channels, height, width = wanted.shape
-        frames = count_frames(n_channels)
+        (extractor, *_) = find_encoders(model.policy).values()
+        frames = getattr(extractor, "frames", None) or count_frames(n_channels)
         env = make_pixel_vec_env(
             env_id, n_envs, seed, frame_size=(height, width), grayscale=frames == n_channels, frames=frames
         )
-    if env.observation_space != wanted:
+    if (env.observation_space, env.action_space) != (wanted, model.action_space):
         raise ValueError(
-            f"The model takes {wanted}, and {env_id} gives {env.observation_space}. Make the environment yourself, and "
-            "call `sb3_jepa.report.write_report(model, env, out)`"
+            f"The model takes {wanted} and gives {model.action_space}, and {env_id} gives {env.observation_space} and "
+            f"takes {env.action_space}. Make the environment yourself, and call "
+            "`sb3_jepa.report.write_report(model, env, out)`"
         )
     return env
 
@@ -129,8 +137,9 @@ def read_curves(folder: str | pathlib.Path, below: bool = True) -> dict[str, Cur
     """
     find = pathlib.Path(folder).rglob if below else pathlib.Path(folder).glob
     events = sorted(find("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime)
-    if events:
-        return _read_events(events[-1].parent)
+    curves = _read_events(events[-1].parent) if events else {}
+    if curves:
+        return curves
     tables = sorted(find("progress.csv"), key=lambda file: file.stat().st_mtime)
     return _read_table(tables[-1]) if tables else {}
 
@@ -153,9 +162,9 @@ def _read_table(path: pathlib.Path) -> dict[str, Curve]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     curves = {}
-    for name in rows[0] if rows else []:
+    for name in filter(None, rows[0] if rows else []):
         # A row has only what was logged since the one before
-        known = [(row[steps_name], row[name]) for row in rows if row.get(steps_name) and row[name]]
+        known = [(row[steps_name], row[name]) for row in rows if row.get(steps_name) and row.get(name)]
         try:
             steps, values = np.array(known, dtype=np.float64).reshape(-1, 2).T
         except ValueError:

@@ -45,8 +45,8 @@ def surprise(
     if actions.shape == action_shape:
         actions = actions[None]
     if actions.shape[1:] != action_shape:
-        accepted = ", ".join(["batch", *map(str, action_shape)])
-        raise ValueError(f"`actions` must be of shape ({accepted}), got {actions.shape}")
+        accepted = str(("batch", *action_shape)).replace("'", "")
+        raise ValueError(f"`actions` must be of shape {accepted}, got {actions.shape}")
     sizes = dict(
         observations=_batch_size(model, observations),
         actions=len(actions),

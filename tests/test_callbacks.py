@@ -9,8 +9,8 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
-from sb3_jepa import PPO, JepaCallback, JepaExtractor, JepaPolicy, JepaRolloutBuffer
-from sb3_jepa.diagnostics import effective_rank
+from sb3_jepa import A2C, PPO, JepaCallback, JepaExtractor, JepaPolicy, JepaRolloutBuffer
+from sb3_jepa.diagnostics import ObjectiveGauge, effective_rank
 from tests.conftest import SMALL_POLICY, SMALL_PPO, make_counting_env
 
 SCALARS = {
@@ -303,11 +303,43 @@ def test_a_low_rank_is_told_once_if_it_stays(pixel_cartpole, tmp_path):
         model.learn(5 * 32, reset_num_timesteps=False)
     assert len(told) == 1
     assert model.policy.gauges["shared"].warned_of_low_rank
-    model.save(tmp_path / "model")
-    loaded = PPO.load(tmp_path / "model", env=pixel_cartpole)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loaded.learn(6 * 32, reset_num_timesteps=False)
+        model.learn(6 * 32, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize(("algorithm", "log_interval"), [(PPO, 3), (A2C, 100), (PPO, 1)])
+def test_every_row_of_a_table_has_the_scalars(algorithm, log_interval, tmp_path):
+    kwargs = dict(features_extractor_kwargs=dict(embed_dim=16, standardize_frames=10), net_arch=[16])
+    n_steps = 64 if algorithm is PPO else 8
+    settings = dict(batch_size=64, n_epochs=1) if algorithm is PPO else {}
+    model = algorithm(
+        "JepaPolicy", "CartPole-v1", n_steps=n_steps, policy_kwargs=kwargs, seed=0, device="cpu", **settings
+    )
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    n_rollouts = 2 * log_interval + 1
+    # 10 steps to measure the inputs
+    model.learn(10 + n_rollouts * n_steps, log_interval=log_interval)
+    lines = [line.split(",") for line in (tmp_path / "progress.csv").read_text().splitlines()]
+    steps, variances = (lines[0].index(name) for name in ("time/total_timesteps", "jepa/embedding_variance"))
+    rows = [(int(line[steps]), line[variances] != "") for line in lines[1:]]
+    # The update after a rollout is shown in the row of the next one that has a row; at first there was none
+    due = [10 + n_steps * log_interval * number for number in range(1, n_rollouts // log_interval + 1)]
+    expected = [(step, step > 10 + n_steps) for step in due]
+    assert rows == [*expected, (10 + n_rollouts * n_steps, True)]
+
+
+def test_the_training_is_the_same_without_gauges(pixel_cartpole, monkeypatch):
+    def train() -> list[th.Tensor]:
+        env = make_counting_env()
+        model = PPO(JepaPolicy, env, policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "batch_size": 24}).learn(33 + 96)
+        return [parameter.detach().clone() for parameter in model.policy.parameters()]
+
+    watched = train()
+    # To the last bit: a hook must not change the order in which gradients are added
+    monkeypatch.setattr(ObjectiveGauge, "watch_gradient", lambda self, source, embedding: embedding)
+    monkeypatch.setattr(JepaCallback, "_log_update", lambda self, is_last=False: None)
+    assert all(th.equal(one, other) for one, other in zip(watched, train(), strict=True))
 
 
 def test_the_cure_of_alternating_training_is_another(tmp_path):

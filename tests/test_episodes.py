@@ -200,25 +200,13 @@ def test_a_model_plays():
     assert [len(episode.actions) for episode in episodes] == [3, 4, 3, 2]
 
 
-def test_deterministic_play_is_repeated_exactly():
-    model = PPO("JepaPolicy", "CartPole-v1", policy_kwargs=SMALL_POLICY, **SMALL_PPO)
-    runs = []
-    for _ in range(2):
-        env = make_vec_env("CartPole-v1", n_envs=2, seed=0)
-        runs.append(play_episodes(model, env, 60, deterministic=True))
-    for one, other in zip(*runs, strict=True):
-        assert np.array_equal(one.observations, other.observations)
-        actions, _ = model.predict(one.observations[:-1], deterministic=True)
-        assert np.array_equal(one.actions, actions)
-
-
 def test_a_recurrent_model_plays_with_its_memory():
     model = RecurrentPPO("JepaPolicy", make_counting_env(), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     states = []
     predict = model.predict
 
-    def spy(observations, state, starts, deterministic):
-        actions, new_state = predict(observations, state, starts, deterministic)
+    def spy(observations, state, starts):
+        actions, new_state = predict(observations, state, starts)
         states.append((state, starts.copy(), new_state))
         return actions, new_state
 

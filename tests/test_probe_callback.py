@@ -261,8 +261,10 @@ def test_arguments_of_probes(kwargs):
     [
         (dict(info_key="speed"), r"`info_key='speed'` is not among the infos: \[.*'TimeLimit.truncated'"),
         (dict(attribute="speed"), r"`attribute='speed'`"),
-        (dict(attribute="state", names=["x", "y"]), r"`attribute='state'` is of shape \(2, 4\).*2 rows.*\['x', 'y'\]"),
-        (dict(function=lambda env: np.zeros((3, 4))), r"`function` returned of shape \(3, 4\); wanted are 2 rows"),
+        (dict(attribute="state", names=["x", "y"]), r"`attribute='state'` must give .*\['x', 'y'\].*got 4 numbers"),
+        (dict(attribute="spec"), r"`attribute='spec'` must give numbers, for each of 2 environments, got \[EnvSpec"),
+        (dict(function=lambda env: np.zeros((3, 4))), r"`function` must give .*2 environments, got the shape \(3, 4\)"),
+        (dict(function=lambda env: None), r"`function` must give numbers.*got"),
     ],
 )
 def test_what_is_not_there_is_told(kwargs, message):

@@ -87,24 +87,42 @@ def test_a_browser_without_a_network_shows_all_pictures(page, tmp_path):
 
 def test_as_a_module(run, tmp_path):
     command = [sys.executable, "-m", "sb3_jepa.report", str(run / "model.zip"), "--env", "CartPole-v1"]
-    subprocess.run([*command, "--steps", "60", "--out", "one.html"], check=True, cwd=tmp_path, capture_output=True)
-    assert figures_of(tmp_path / "one.html") >= ALWAYS | OF_PREDICTOR | {"jepa/effective_rank"}
-    # A model that was saved elsewhere
+    subprocess.run([*command, "--steps", "60", "--out", "page.html"], check=True, cwd=tmp_path, capture_output=True)
+    assert figures_of(tmp_path / "page.html") >= ALWAYS | OF_PREDICTOR | {"jepa/effective_rank"}
+
+
+def test_curves_are_those_of_the_model_or_where_one_says(run, tmp_path):
+    # Below the folder of a single model there may be anything
+    (tmp_path / "other").mkdir()
+    shutil.copy(next(run.glob("events*")), tmp_path / "other")
     shutil.copy(run / "model.zip", tmp_path / "model.zip")
-    main([str(tmp_path / "model.zip"), *command[4:], "--steps", "60", "--out", str(tmp_path / "two.html")])
-    assert "jepa/effective_rank" not in figures_of(tmp_path / "two.html")
-    main([str(tmp_path / "model.zip"), *command[4:], "--curves", str(run), "--out", str(tmp_path / "two.html")])
-    assert "jepa/effective_rank" in figures_of(tmp_path / "two.html")
-    result = subprocess.run(
-        [*command[:3], "nothing.zip", "--env", "CartPole-v1"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert result.returncode == 2
-    assert "`path` must be a saved model" in result.stderr
-    result = subprocess.run(
-        [*command[:-1], "Pendulum-v1", "--steps", "0"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert result.returncode == 2
-    assert "`n_steps` must be positive, got 0" in result.stderr
+    out = tmp_path / "page.html"
+    arguments = [str(tmp_path / "model.zip"), "--env", "CartPole-v1", "--steps", "60", "--out", str(out)]
+    main(arguments)
+    assert "jepa/effective_rank" not in figures_of(out)
+    main([*arguments, "--curves", str(run)])
+    assert "jepa/effective_rank" in figures_of(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.zip", "--env", "CartPole-v1"], "`path` must be a saved model"),
+        (["RUN", "--env", "CartPole-v1", "--steps", "0"], "`n_steps` must be positive, got 0"),
+        (["RUN", "--env", "CartPole-v17"], "`env_id` must be the ID of an environment, got 'CartPole-v17'"),
+        (["RUN", "--env", "Pendulum-v1"], r"gives Discrete\(2\), and Pendulum-v1 .* takes Box\(-2.0"),
+        (["RUN", "--env", "CartPole-v1", "--probe", "nothing"], "no attribute 'nothing'"),
+        (["RUN", "--env", "CartPole-v1", "--vecnormalize", "nothing.pkl"], "nothing.pkl"),
+        (["RUN", "--env", "CartPole-v1", "--algorithm", "json:loads"], r'"module:class".*json:loads'),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_a_line(arguments, message, run, capsys, tmp_path):
+    arguments = [str(run) if argument == "RUN" else argument for argument in arguments]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--out", str(tmp_path / "page.html")])
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_alternating_training_off_policy_and_vectors(tmp_path):

@@ -8,6 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import sb3_jepa
 from sb3_jepa import JepaExtractor
+from sb3_jepa.envs import make_pixel_vec_env
 from sb3_jepa.runs import find_model, load_model, make_env_for, read_curves
 from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO
 
@@ -97,12 +98,26 @@ def test_curves_are_those_that_were_logged(output, pixel_cartpole, tmp_path):
     assert "jepa/verdict" not in read_curves(tmp_path)
 
 
-def test_frames_of_colour_are_drawn_in_colour():
-    from sb3_jepa.envs import make_pixel_vec_env
+@pytest.mark.parametrize("frames", [1, 3])
+def test_frames_of_colour_are_drawn_in_colour(frames):
+    env = make_pixel_vec_env("CartPole-v1", seed=0, frame_size=32, frames=frames, grayscale=False)
+    kwargs = dict(SMALL_POLICY, features_extractor_kwargs=dict(SMALL_EXTRACTOR, frames=frames))
+    model = sb3_jepa.PPO("JepaPolicy", env, policy_kwargs=kwargs, **SMALL_PPO)
+    assert np.array_equal(make_env_for(model, "CartPole-v1", n_envs=1, seed=0).reset(), env.reset())
 
-    env = make_pixel_vec_env("CartPole-v1", frame_size=32, grayscale=False)
-    model = sb3_jepa.PPO("JepaPolicy", env, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
-    assert make_env_for(model, "CartPole-v1", n_envs=1).observation_space.shape == (9, 32, 48)
+
+def test_tables_that_are_not_whole(tmp_path):
+    table = tmp_path / "progress.csv"
+    for content in ("", "time/total_timesteps,a\n"):
+        table.write_text(content)
+        assert all(len(steps) == 0 for steps, _ in read_curves(tmp_path).values())
+    table.write_text("time/total_timesteps,a,b\n1,2,yes\n2\n3,4,no,5\n")
+    # An event file that holds nothing does not hide it
+    (tmp_path / "events.out.tfevents.0").write_bytes(b"")
+    curves = read_curves(tmp_path)
+    assert curves["a"][0].tolist() == [1, 3]
+    assert curves["a"][1].tolist() == [2, 4]
+    assert "b" not in curves
 
 
 def test_vectors_are_taken_as_they_are():

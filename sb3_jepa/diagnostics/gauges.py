@@ -25,14 +25,18 @@ def effective_rank(embeddings: th.Tensor) -> th.Tensor:
     all embeddings on one line, and ``embed_dim``.
 
     :param embeddings: ``(samples, embed_dim)``, more samples than dimensions
-    :return: Scalar; NaN if an embedding is not finite
+    :return: Scalar; NaN if an embedding is not finite, or the computation does not converge
     :raises ValueError: If the embeddings are not two-dimensional
     """
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings must have shape (samples, embed_dim), got {tuple(embeddings.shape)}")
     if not th.isfinite(embeddings).all():
         return th.full((), th.nan)
-    singular_values = th.linalg.svdvals(embeddings)
+    try:
+        singular_values = th.linalg.svdvals(embeddings)
+    except th.linalg.LinAlgError:
+        # A gauge that fails to converge should not end a training
+        return th.full((), th.nan)
     p = singular_values / singular_values.sum().clamp(min=th.finfo(embeddings.dtype).tiny)
     return th.exp(th.special.entr(p).sum())
 
@@ -58,8 +62,8 @@ class ObjectiveGauge(nn.Module):
     Gathers what an objective says of itself over the minibatches of an update, without waiting for the device. For each
     minibatch it only keeps references; what costs time is computed once an update, in :meth:`scalars`.
 
-    ``first_embedding_variance`` is that of the untrained encoder; 0 until then. It is a buffer, so that a run that goes
-    on knows how it began, and so are ``warned_of_collapse`` and ``warned_of_low_rank``.
+    ``first_embedding_variance`` is that of the untrained encoder; 0 until then. It is saved, so that a run that goes on
+    knows how it began, and so is ``warned_of_collapse``.
     """
 
     first_embedding_variance: th.Tensor
@@ -70,7 +74,7 @@ class ObjectiveGauge(nn.Module):
         super().__init__()
         self.register_buffer("first_embedding_variance", th.zeros(()))
         self.register_buffer("warned_of_collapse", th.zeros((), dtype=th.bool))
-        self.register_buffer("warned_of_low_rank", th.zeros((), dtype=th.bool))
+        self.register_buffer("warned_of_low_rank", th.zeros((), dtype=th.bool), persistent=False)
         self.reset()
 
     def reset(self) -> None:
@@ -93,7 +97,7 @@ class ObjectiveGauge(nn.Module):
         """
         Keep the gradient that will flow back into the embedding.
 
-        :param source: Whose gradient it is: ``"rl"`` or ``"jepa"``
+        :param source: Whose gradient it is: ``"rl"`` for that of actor and critic, ``"all"`` for all together
         :param embedding: Of a minibatch, ``(batch, embed_dim)``
         :return: The embedding
         """
@@ -180,13 +184,16 @@ class ObjectiveGauge(nn.Module):
         return scalars
 
     def _of_gradients(self) -> dict[str, float]:
-        norms = {
+        of_all, of_rl = (list(self._gradients.get(source, ())) for source in ("all", "rl"))
+        # The sum of both is the one that is computed anyway: to ask for the other would change how it is rounded
+        of_jepa = [both - rl for both, rl in zip(of_all, of_rl, strict=False)] if of_rl else of_all
+        scalars = {
             f"{source}_gradient_norm": float(th.stack([gradient.norm() for gradient in gradients]).mean())
-            for source, gradients in self._gradients.items()
+            for source, gradients in (("rl", of_rl), ("jepa", of_jepa))
             if gradients
         }
-        if len(norms) < 2:
-            return norms
-        pairs = zip(*self._gradients.values(), strict=False)
-        cosines = [F.cosine_similarity(one.flatten(), other.flatten(), dim=0) for one, other in pairs]
-        return {**norms, "gradient_cosine": float(th.stack(cosines).mean())}
+        if of_rl and of_jepa:
+            pairs = zip(of_rl, of_jepa, strict=False)
+            cosines = [F.cosine_similarity(rl.flatten(), jepa.flatten(), dim=0) for rl, jepa in pairs]
+            scalars["gradient_cosine"] = float(th.stack(cosines).mean())
+        return scalars

@@ -15,9 +15,10 @@ def spectrum(embeddings: th.Tensor) -> th.Tensor:
     :param embeddings: ``(samples, embed_dim)``
     :return: ``(embed_dim,)``
     """
-    centered = embeddings - embeddings.mean(dim=0)
+    # With fewer samples than dimensions, single precision is not enough to converge
+    centered = (embeddings - embeddings.mean(dim=0)).double()
     eigenvalues = th.linalg.eigvalsh(centered.T @ centered / len(embeddings))
-    return eigenvalues.flip(0).clamp(min=0.0)
+    return eigenvalues.flip(0).clamp(min=0.0).to(embeddings.dtype)
 
 
 def principal_components(embeddings: th.Tensor, n_components: int = 3) -> tuple[th.Tensor, th.Tensor]:

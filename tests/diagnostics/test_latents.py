@@ -12,6 +12,17 @@ def correlated(n_samples: int = 50, embed_dim: int = 6) -> th.Tensor:
     return th.randn(n_samples, embed_dim) @ th.randn(embed_dim, embed_dim) + 5.0
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_spectrum_of_fewer_samples_than_dimensions(seed):
+    # As of a NatureCNN: single precision does not converge for some of these
+    th.manual_seed(seed)
+    embeddings = th.relu(th.randn(63, 4) @ th.randn(4, 512) * 0.03 + 1.5 * th.randn(512) - 0.5)
+    eigenvalues = spectrum(embeddings)
+    assert eigenvalues.dtype == embeddings.dtype
+    assert float(eigenvalues.sum()) == pytest.approx(512 * float(embedding_variance(embeddings)), rel=1e-4)
+    assert float(eigenvalues[62:].max()) < 1e-6 * float(eigenvalues[0])
+
+
 def test_spectrum_sums_to_the_variance_of_all_dimensions():
     embeddings = correlated()
     eigenvalues = spectrum(embeddings)
