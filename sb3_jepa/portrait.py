@@ -144,7 +144,8 @@ class Portrait:
     def _attention_picture(self, extractor: JepaExtractor) -> "Figure":
         rows = self._rows_of_longest()
         places = np.linspace(0, len(rows) - 1, N_ATTENTION + 2).round().astype(int)[1:-1]
-        chosen = rows[np.unique(places)]
+        places = np.unique(places)
+        chosen = rows[places]
         observed = {key: array[chosen] for key, array in by_key(self.observations).items()}
         batches = self.latent_model.in_batches(
             unkeyed(observed), lambda inputs: attention_maps(extractor.encoder, inputs)
@@ -159,4 +160,6 @@ class Portrait:
         if maps[key].shape[1] > 1:
             # Each frame has a map of its own: the first and the last observation are enough
             frames, maps[key] = frames[[0, -1]], maps[key][[0, -1]]
-        return pictures.attention_figure(frames, maps[key], patch_size, "attention", self.verdict)
+        return pictures.attention_figure(
+            frames, maps[key], patch_size, "attention of the class token", self.verdict, places.tolist()
+        )

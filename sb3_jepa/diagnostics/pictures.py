@@ -1,6 +1,6 @@
 """Pictures of embeddings, as figures of Matplotlib. Drawn to be read at the size of a card in TensorBoard."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,8 @@ COLOURS = {"healthy": "#1a7f37", "low rank": "#b35900", "collapsed": "#b3261e", 
 WIDTH, HEIGHT = 4.0, 2.15
 DPI = 200
 SMALL = 7.5
+# The scale of attention ends at this multiple of even attention
+HIGHEST_MULTIPLE = 4.0
 # The eigenvalues below this fraction of the untrained encoder's mean are not worth the paper
 LOWEST_FRACTION = 1e-8
 
@@ -62,17 +64,24 @@ def spectrum_figure(embeddings: th.Tensor, first_variance: float, rank: float, v
     """
     eigenvalues = spectrum(embeddings).cpu().numpy()
     embed_dim = len(eigenvalues)
-    figure, axes = _new_axes(f"rank {rank:.1f} of {embed_dim}", verdict)
+    first_share = float(eigenvalues[0]) / max(float(eigenvalues.sum()), 1e-30)
+    figure, axes = _new_axes(f"rank {rank:.1f} of {embed_dim}, {first_share:.0%} in one direction", verdict)
     reference = first_variance if first_variance > 0 else max(float(eigenvalues.mean()), 1e-12)
     lowest = LOWEST_FRACTION * reference
     axes.bar(np.arange(1, embed_dim + 1), np.maximum(eigenvalues, lowest), width=1.0, color="#4477aa")
     if first_variance > 0:
         axes.axhline(first_variance, color="black", linestyle="--", linewidth=1, label="mean, untrained")
     axes.axhline(max(float(eigenvalues.mean()), lowest), color="#cc3311", linewidth=1.5, label="mean, now")
+    # The first few are what matters, and have the more room
+    axes.set_xscale("log")
+    axes.set_xticks([tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= embed_dim])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.minorticks_off()
     axes.set_yscale("log")
     axes.set_ylim(lowest, max(10.0 * embed_dim * reference, 2.0 * float(eigenvalues.max())))
     axes.set_xlim(0.5, embed_dim + 0.5)
-    axes.set_xlabel("eigenvalue of the embeddings' covariance", fontsize=SMALL)
+    axes.set_xlabel("direction", fontsize=SMALL)
+    axes.set_ylabel("variance", fontsize=SMALL)
     axes.legend(fontsize=SMALL, loc="upper right", ncols=2)
     return figure
 
@@ -94,7 +103,10 @@ def unrolled_figure(errors: UnrolledErrors, verdict: Verdict | None) -> "Figure"
     axes.set_yscale("log")
     axes.set_xlabel("steps ahead", fontsize=SMALL)
     axes.set_ylabel("error / target variance", fontsize=SMALL)
-    axes.legend(fontsize=SMALL)
+    # So that what is nearly equal looks so
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.05), max(high, 5.0))
+    axes.legend(fontsize=SMALL, loc="upper left", ncols=3, handlelength=1.2, columnspacing=1.0)
     return figure
 
 
@@ -135,7 +147,9 @@ def trajectory_figure(
     path = figure.add_subplot(grid[:, 0])
     path.plot(components[:, 0], components[:, 1], color="lightgrey", linewidth=0.7, zorder=1)
     path.scatter(components[:, 0], components[:, 1], c=colours, s=7, edgecolors="grey", linewidths=0.2, zorder=2)
-    path.annotate("start", (components[0, 0], components[0, 1]), fontsize=SMALL)
+    path.scatter(components[:1, 0], components[:1, 1], s=45, facecolors="none", edgecolors="black", zorder=3)
+    start = (components[0, 0], components[0, 1])
+    path.annotate("start", start, xytext=(5, 5), textcoords="offset points", fontsize=SMALL)
     limit = max(3.0, 1.1 * float(np.abs(components[:, :2]).max()))
     path.set_xlim(-limit, limit)
     path.set_ylim(-limit, limit)
@@ -152,11 +166,17 @@ def trajectory_figure(
         film = figure.add_subplot(grid[1, 1])
         chosen = np.linspace(0, len(frames) - 1, min(3, len(frames))).round().astype(int)
         show_image(film, np.concatenate([_framed(frames[index]) for index in chosen], axis=1))
+        film.set_xlabel(f"at step {', '.join(map(str, chosen))}", fontsize=SMALL)
     return figure
 
 
 def attention_figure(
-    images: np.ndarray, maps: np.ndarray, patch_size: int, title: str, verdict: Verdict | None = None
+    images: np.ndarray,
+    maps: np.ndarray,
+    patch_size: int,
+    title: str,
+    verdict: Verdict | None = None,
+    steps: Sequence[int] | None = None,
 ) -> "Figure":
     """
     The class token's attention, laid over the frames.
@@ -166,6 +186,7 @@ def attention_figure(
     :param patch_size: Side of a patch in pixels
     :param title: Of the figure
     :param verdict: On the encoder
+    :param steps: When each observation was seen
     :return: Figure
     """
     height, width = images.shape[2:4]
@@ -177,24 +198,28 @@ def attention_figure(
         pairs = [pair for row in zip(images, maps, strict=True) for pair in zip(*row, strict=True)]
         n_columns = images.shape[1]
     figure = new_figure(WIDTH, HEIGHT, title, verdict)
-    # The same for all, and so that even attention is a quarter of the way up
     even = 1.0 / (maps.shape[1] * maps.shape[2] * maps.shape[3])
     overlay = None
     for index, (image, weights) in enumerate(pairs):
         axes = figure.add_subplot(-(-len(pairs) // n_columns), n_columns, index + 1)
         show_image(axes, image)
         extent = (-0.5, weights.shape[1] * patch_size - 0.5, weights.shape[0] * patch_size - 0.5, -0.5)
+        multiples = weights / even
+        # Where nobody looks, nothing is laid over the picture
+        opacity = 0.8 * np.clip(multiples / HIGHEST_MULTIPLE, 0.0, 1.0)
         overlay = axes.imshow(
-            weights / even, cmap="inferno", alpha=0.55, vmin=0.0, vmax=4.0, extent=extent, interpolation="nearest"
+            multiples, "autumn_r", alpha=opacity, vmin=0, vmax=HIGHEST_MULTIPLE, extent=extent, interpolation="nearest"
         )
         # Patches may reach over the edge
         axes.set_xlim(-0.5, width - 0.5)
         axes.set_ylim(height - 0.5, -0.5)
         if maps.shape[1] > 1 and index < n_columns:
-            axes.set_title("newest" if index == n_columns - 1 else f"{index + 1 - n_columns}", fontsize=SMALL)
+            axes.set_title("newest" if index == n_columns - 1 else f"{index + 1 - n_columns}", fontsize=SMALL, pad=2)
+        if maps.shape[1] == 1 and steps is not None:
+            axes.set_title(f"step {steps[index]}", fontsize=SMALL, pad=2)
     if overlay is not None:
         bar = figure.colorbar(overlay, ax=figure.axes, shrink=0.9, aspect=20)
-        bar.set_label("attention / even", fontsize=SMALL)
+        bar.set_label("times even attention", fontsize=SMALL)
         bar.ax.tick_params(labelsize=SMALL)
     return figure
 
