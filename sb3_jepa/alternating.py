@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_learning_rate
@@ -19,6 +19,7 @@ from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NextObservationIndex, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.encoders import LEARNERS, find_encoders, measure_inputs, n_inputs_to_measure, pick_encoders
+from sb3_jepa.extractors import preprocess
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import InputStandardization
 from sb3_jepa.parts.transformer import Attention
@@ -354,7 +355,8 @@ class AlternatingTraining:
 
     def _preprocess(self, observations: Any) -> Any:
         policy = self.model.policy
-        return preprocess_obs(observations, policy.observation_space, normalize_images=policy.normalize_images)
+        encoders = [learner.encoder for learner in self.learners.values()]
+        return preprocess(observations, policy.observation_space, policy.normalize_images, encoders)
 
     def train(self, progress_remaining: float) -> None:
         """

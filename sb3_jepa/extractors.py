@@ -1,7 +1,7 @@
 """Features extractors: the context encoder as Stable-Baselines3 knows it."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from stable_baselines3.common.preprocessing import (
     get_flattened_obs_dim,
     is_image_space,
     is_image_space_channels_first,
+    preprocess_obs,
 )
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -24,6 +25,7 @@ from sb3_jepa.parts import (
     DictTokenizer,
     InputStandardization,
     PatchTokenizer,
+    StandardizedPatchTokenizer,
     TransformerEncoder,
     measuring,
 )
@@ -174,6 +176,26 @@ class JepaExtractor(BaseFeaturesExtractor):
         return self.encoder(observations)
 
 
+def preprocess(observations: Any, space: spaces.Space, normalize_images: bool, encoders: Iterable[nn.Module]) -> Any:
+    """
+    Stable-Baselines3's preprocessing, but that images stay bytes if all encoders take these: a
+    :class:`JepaExtractor` scales them where it makes tokens of them, and with less effort.
+
+    :param observations: Tensors ``(batch, *observation shape)``, or a dictionary of such
+    :param space: Observation space of the policy
+    :param normalize_images: Whether the policy normalizes images
+    :param encoders: Of the policy
+    :return: What the encoders take
+    """
+    if not (normalize_images and all(isinstance(encoder, JepaExtractor) for encoder in encoders)):
+        return preprocess_obs(observations, space, normalize_images=normalize_images)
+    if isinstance(space, spaces.Dict):
+        return {key: preprocess(observations[key], one, normalize_images, ()) for key, one in space.items()}
+    if is_image_space(space) and observations.dtype == th.uint8:
+        return observations
+    return preprocess_obs(observations, space, normalize_images=normalize_images)
+
+
 class GymnasiumFrames(nn.Module):
     """Frames of Gymnasium's ``FrameStackObservation`` as channels, which Stable-Baselines3 takes for no image."""
 
@@ -203,7 +225,7 @@ def make_tokenizer(
 
     def make_patches(n_channels: int, height: int, width: int, n_frames: int) -> nn.Module:
         n_tokenized = n_frames if frames_as == "tokens" else 1
-        return nn.Sequential(
+        return StandardizedPatchTokenizer(
             InputStandardization((n_channels, height, width), changes_of=n_frames if frames_as == "changes" else 1),
             PatchTokenizer(n_tokenized, n_channels // n_tokenized, height, width, patch_size, embed_dim),
         )

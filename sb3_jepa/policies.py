@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
@@ -18,7 +18,7 @@ from torch import nn
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NextObservations, Transitions, by_key
 from sb3_jepa.diagnostics import ObjectiveGauge
-from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.extractors import JepaExtractor, preprocess
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import attach_loss
 from sb3_jepa.saving import replace_when_complete
@@ -237,14 +237,15 @@ class JointPolicy(_Base):
         :return: The features ``(batch, embed_dim)``; if the features extractor is not shared, those of actor and critic
         """
         observations = obs.observations if isinstance(obs, Transitions) else obs
-        extracted = super().extract_features(observations, features_extractor)
-        embeddings = extracted if isinstance(extracted, tuple) else (extracted,)
+        inputs = self._preprocess(observations)
+        encoders = list(self.encoders.values())
+        if self.share_features_extractor and features_extractor is not None:
+            encoders = [features_extractor]
+        embeddings = tuple(encoder(inputs) for encoder in encoders)
         features = [embedding if self.rl_gradient else embedding.detach() for embedding in embeddings]
         if isinstance(obs, Transitions) and th.is_grad_enabled():
             actions = encode_actions(obs.actions, self.action_space, getattr(self, "squash_output", False))
-            next_observations = preprocess_obs(
-                obs.next_observations, self.observation_space, normalize_images=self.normalize_images
-            )
+            next_observations = self._preprocess(obs.next_observations)
             for index, name in enumerate(self.encoders):
                 if name in self.objectives:
                     gauge = self.gauges[name]
@@ -259,7 +260,10 @@ class JointPolicy(_Base):
                         gauge.watch_gradient("rl", features[index])
                     gauge.add(embedding, output)
             self._loss_attached = True
-        return tuple(features) if isinstance(extracted, tuple) else features[0]
+        return features[0] if self.share_features_extractor else tuple(features)
+
+    def _preprocess(self, observations: PyTorchObs) -> Any:
+        return preprocess(observations, self.observation_space, self.normalize_images, self.encoders.values())
 
     def forward(self, obs: PyTorchObs, *args: Any, **kwargs: Any) -> tuple[th.Tensor, ...]:  # type: ignore[override]
         """

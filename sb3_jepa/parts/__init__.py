@@ -11,7 +11,13 @@ from sb3_jepa.parts.losses import (
 from sb3_jepa.parts.predictors import ActionConditionedPredictor
 from sb3_jepa.parts.standardization import InputStandardization, measuring
 from sb3_jepa.parts.targets import MomentumEncoder
-from sb3_jepa.parts.tokenizers import CategoryTokenizer, ColumnTokenizer, DictTokenizer, PatchTokenizer
+from sb3_jepa.parts.tokenizers import (
+    CategoryTokenizer,
+    ColumnTokenizer,
+    DictTokenizer,
+    PatchTokenizer,
+    StandardizedPatchTokenizer,
+)
 from sb3_jepa.parts.transformer import TransformerEncoder
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "InputStandardization",
     "MomentumEncoder",
     "PatchTokenizer",
+    "StandardizedPatchTokenizer",
     "TransformerEncoder",
     "attach_loss",
     "covariance_loss",

@@ -44,6 +44,7 @@ class InputStandardization(nn.Module):
         super().__init__()
         self.changes_of = changes_of
         self.per_input = per_input
+        self.is_measuring = False
         self.register_buffer("mean", th.zeros(tuple(shape)))
         self.register_buffer("variance", th.zeros(tuple(shape)))
         self.register_buffer("deviation", th.ones(shape if per_input else (shape[0], *[1] * (len(shape) - 1))))
@@ -78,11 +79,34 @@ class InputStandardization(nn.Module):
         channels = inputs.shape[1] // self.changes_of
         return th.cat((inputs[:, -channels:], inputs[:, channels:] - inputs[:, :-channels]), dim=1)
 
+    def changes_to_frames(self, weights: th.Tensor) -> th.Tensor:
+        """
+        :param weights: Of the newest frame and of the changes from frame to frame, ``(..., changes_of, pixels)``
+        :return: Those of the frames that have the same effect, oldest first
+        """
+        if self.changes_of == 1:
+            return weights
+        newest, changes = weights[..., :1, :], weights[..., 1:, :]
+        return th.cat(
+            (-changes[..., :1, :], changes[..., :-1, :] - changes[..., 1:, :], newest + changes[..., -1:, :]), dim=-2
+        )
+
+    @property
+    def mean_of_frames(self) -> th.Tensor:
+        """Mean of the inputs themselves, and not of their changes, of the shape of one input."""
+        if self.changes_of == 1:
+            return self.mean
+        newest, changes = self.mean.unflatten(0, (self.changes_of, -1)).split([1, self.changes_of - 1])
+        # From the newest frame back to the oldest
+        return th.cat((newest, -changes.flip(0))).cumsum(dim=0).flip(0).flatten(0, 1)
+
     def forward(self, inputs: th.Tensor) -> th.Tensor:
         """
         :param inputs: ``(batch, *shape)``
         :return: Standardised inputs of the same shape
         """
+        if self.is_measuring:
+            self.update(inputs)
         standardized = (self._changes(inputs) - self.mean).div_(self.deviation)
         return standardized.clamp_(-CLIP, CLIP) if self.per_input else standardized
 
@@ -94,9 +118,11 @@ def measuring(standardizations: Iterable[InputStandardization]) -> Iterator[None
 
     :param standardizations: Those that measure
     """
-    hooks = [one.register_forward_pre_hook(lambda module, inputs: module.update(*inputs)) for one in standardizations]
+    measured = list(standardizations)
+    for standardization in measured:
+        standardization.is_measuring = True
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for standardization in measured:
+            standardization.is_measuring = False

@@ -6,6 +6,11 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_jepa.parts.standardization import InputStandardization
+
+# Below this, the tokens of images are made step by step
+MIN_IMAGES_TO_FOLD = 16
+
 
 class PatchTokenizer(nn.Module):
     """
@@ -68,16 +73,71 @@ class PatchTokenizer(nn.Module):
         :param images: ``(batch, frames * channels, height, width)``, frames in order, oldest first
         :return: ``(batch, tokens, embed_dim)``, ordered by frame, row, column
         """
+        return (self.projection(self.patches(images)) + self.place_code).flatten(1, 3)
+
+    def patches(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: As of :meth:`forward`
+        :return: Their pixels, ``(batch, frames, rows, columns, pixels)``
+        """
         if any(self.padding):
             images = F.pad(images, self.padding)
         patches = images.reshape(
             images.shape[0], self.frames, -1, self.n_rows, self.patch_size, self.n_columns, self.patch_size
         )  # (batch, frames, channels, rows, patch, columns, patch)
-        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # (batch, frames, rows, columns, pixels)
-        place = self.row_code + self.column_code
-        if self.frame_code is not None:
-            place = place + self.frame_code
-        return (self.projection(patches) + place).flatten(1, 3)
+        return patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
+
+    @property
+    def place_code(self) -> th.Tensor:
+        """What is added to a token for its place, ``(frames or 1, rows, columns, embed_dim)``."""
+        place = (self.row_code + self.column_code)[None]
+        return place if self.frame_code is None else place + self.frame_code
+
+
+class StandardizedPatchTokenizer(nn.Sequential):
+    r"""
+    Standardised patches in one matrix product. Standardisation is linear, and so is the projection of a patch: in the
+    place of each pixel, the weights are standardised, :math:`W (C x - C \mu) / \sigma = (W C / \sigma) (x - \mu)` with
+    :math:`C` for the changes from frame to frame. Images may be bytes, 0 to 255, as they are stored.
+
+    :param standardization: Of images
+    :param tokenizer: Of their patches
+    """
+
+    def __init__(self, standardization: InputStandardization, tokenizer: PatchTokenizer):
+        super().__init__(standardization, tokenizer)
+
+    @property
+    def standardization(self) -> InputStandardization:
+        """What standardises the images."""
+        return self[0]  # type: ignore[return-value]
+
+    @property
+    def tokenizer(self) -> PatchTokenizer:
+        """What makes tokens of their patches."""
+        return self[1]  # type: ignore[return-value]
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: ``(batch, frames * channels, height, width)``, uint8 from 0 to 255, or already scaled to [0, 1]
+        :return: ``(batch, tokens, embed_dim)``, ordered by frame, row, column
+        """
+        standardization, tokenizer = self.standardization, self.tokenizer
+        scale = 1.0 / 255.0 if images.dtype == th.uint8 else 1.0
+        # The weights are soon standardised, but not sooner than a few images
+        is_exporting = th.compiler.is_exporting()  # then the number of images is not known
+        if standardization.is_measuring or is_exporting or len(images) < MIN_IMAGES_TO_FOLD:
+            return super().forward(images * scale)
+        weight = tokenizer.projection.weight
+        by_frame = weight.unflatten(1, (standardization.changes_of, -1))  # (embed_dim, frames, pixels of a frame)
+        # One deviation for all pixels of a frame; of frames that are tokens of their own, one for all
+        deviation = standardization.deviation.view(standardization.changes_of, -1)[:, :1]
+        of_pixels = standardization.changes_to_frames(by_frame / deviation)
+        # Before the product and not after it: the difference of two large numbers would not be exact
+        mean = standardization.mean_of_frames[None] / scale
+        patches = tokenizer.patches(images).to(weight.dtype) - tokenizer.patches(mean)
+        tokens = F.linear(patches, (of_pixels * scale).flatten(1), tokenizer.projection.bias)
+        return (tokens + tokenizer.place_code).flatten(1, 3)
 
 
 class ColumnTokenizer(nn.Module):

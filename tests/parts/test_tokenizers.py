@@ -1,7 +1,8 @@
 import pytest
 import torch as th
 
-from sb3_jepa.parts import PatchTokenizer
+from sb3_jepa.parts import InputStandardization, PatchTokenizer, StandardizedPatchTokenizer, measuring
+from sb3_jepa.parts.tokenizers import MIN_IMAGES_TO_FOLD
 
 
 def test_every_token_is_one_patch_with_the_code_of_its_place():
@@ -35,3 +36,34 @@ def test_a_tubelet_is_one_place_in_all_channels():
 def test_bad_input(kwargs, message):
     with pytest.raises(ValueError, match=message):
         PatchTokenizer(3, 1, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("frames", "channels", "changes_of"), [(1, 1, 1), (1, 3, 3), (1, 6, 3), (1, 2, 2), (1, 3, 1), (3, 1, 1), (2, 3, 1)]
+)
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_standardised_patches_in_one_product_are_those_of_two_steps(frames, channels, changes_of, as_bytes):
+    th.manual_seed(0)
+    # 4 does not divide the width
+    height, width = 8, 14
+    standardization = InputStandardization((frames * channels, height, width), changes_of=changes_of)
+    tokenizer = PatchTokenizer(frames, channels, height, width, patch_size=4, embed_dim=16)
+    both = StandardizedPatchTokenizer(standardization, tokenizer)
+    # Nearly white, as rendered frames are, and hardly changing
+    images = th.randint(245, 256, (MIN_IMAGES_TO_FOLD, frames * channels, height, width), dtype=th.uint8)
+    scaled = images / 255.0
+    for is_measured in (False, True):
+        if is_measured:
+            with measuring([standardization]):
+                both(scaled)
+            assert standardization.n_seen == len(images)
+        expected = tokenizer(standardization(scaled))
+        tokens = both(images if as_bytes else scaled)
+        assert th.allclose(tokens, expected, atol=2e-5)
+        # A few are made step by step
+        assert th.allclose(both((images if as_bytes else scaled)[:3]), expected[:3], atol=2e-5)
+    gradient = th.randn_like(tokens)
+    found = th.autograd.grad(tokens, list(tokenizer.parameters()), gradient)
+    wanted = th.autograd.grad(expected, list(tokenizer.parameters()), gradient)
+    for one, other in zip(found, wanted, strict=True):
+        assert th.allclose(one, other, rtol=1e-4, atol=1e-3)
