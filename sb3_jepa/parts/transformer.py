@@ -25,39 +25,43 @@ class Attention(nn.Module):
         # (batch, tokens, dim) -> (batch, heads, tokens, dim / heads)
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _query_key_value(self, tokens: th.Tensor, class_token_only: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        dim = tokens.shape[-1]
-        if class_token_only:
-            query = F.linear(tokens[:, :1], self.qkv.weight[:dim], self.qkv.bias[:dim])
-            key, value = F.linear(tokens, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
-        else:
-            query, key, value = self.qkv(tokens).chunk(3, dim=-1)
-        return self._split_heads(query), self._split_heads(key), self._split_heads(value)
-
-    @staticmethod
-    def _weights(query: th.Tensor, key: th.Tensor) -> th.Tensor:
-        return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
-
     def class_token_weights(self, tokens: th.Tensor) -> th.Tensor:
-        """
-        What the class token attends to. For pictures: :meth:`forward` never forms these weights.
+        r"""
+        What the class token attends to. Its query asks all tokens at once: instead of a key for each token,
+        :math:`q^T (W_k x_i)`, there is one question in the space of the tokens, :math:`(W_k^T q)^T x_i`. (The bias of
+        the keys adds the same to all, and so nothing.)
 
         :param tokens: ``(batch, tokens, dim)``, the class token first
         :return: ``(batch, heads, tokens)``, which sum to one over the tokens
         """
-        query, key, _ = self._query_key_value(tokens, class_token_only=True)
-        return self._weights(query, key)[:, :, 0]
+        dim = tokens.shape[-1]
+        query = F.linear(tokens[:, 0], self.qkv.weight[:dim], self.qkv.bias[:dim])
+        query = query.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)  # (heads, batch, dim / heads)
+        key_weight = self.qkv.weight[dim : 2 * dim].unflatten(0, (self.num_heads, -1))
+        question = (query * query.shape[-1] ** -0.5) @ key_weight  # (heads, batch, dim)
+        return (question.transpose(0, 1) @ tokens.transpose(1, 2)).softmax(dim=-1)
+
+    def _attend_class_token(self, tokens: th.Tensor) -> th.Tensor:
+        # The values likewise: a weighted mean of the tokens is projected, and not each of them
+        dim = tokens.shape[-1]
+        mean = self.class_token_weights(tokens) @ tokens  # (batch, heads, dim)
+        value_weight = self.qkv.weight[2 * dim :].unflatten(0, (self.num_heads, -1))
+        attended = mean.transpose(0, 1) @ value_weight.transpose(1, 2)  # (heads, batch, dim / heads)
+        return attended.transpose(0, 1).flatten(1)[:, None] + self.qkv.bias[2 * dim :]
 
     def forward(self, tokens: th.Tensor, class_token_only: bool = False) -> th.Tensor:
         """
         :param tokens: ``(batch, tokens, dim)``
         :param class_token_only: Compute the output of the first token only. It still attends to all tokens, so the
-            result is that of the full attention, at the price of the keys and values alone.
+            result is that of the full attention, at a fraction of the price: there are neither keys nor values.
         :return: ``(batch, tokens, dim)``, or ``(batch, 1, dim)`` for the class token only
         """
-        query, key, value = self._query_key_value(tokens, class_token_only)
+        if class_token_only:
+            return self.proj(self._attend_class_token(tokens))
+        query, key, value = map(self._split_heads, self.qkv(tokens).chunk(3, dim=-1))
         if self.is_differentiable_twice:
-            attended = self._weights(query, key) @ value
+            weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+            attended = weights.softmax(dim=-1) @ value
         else:
             attended = F.scaled_dot_product_attention(query, key, value)
         return self.proj(attended.transpose(1, 2).flatten(-2))
