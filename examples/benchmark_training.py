@@ -96,6 +96,14 @@ class Timed:
     def steps_per_second(self) -> list[float]:
         return [1024 / sum(parts) for parts in zip(*self.seconds.values(), strict=True)]
 
+    def action_milliseconds(self, n_actions: int = 200) -> float:
+        """What one action for one observation takes."""
+        observation = self.model._last_obs[0]
+        start = time.perf_counter()
+        for _ in range(n_actions):
+            self.model.predict(observation, deterministic=True)
+        return 1000 * (time.perf_counter() - start) / n_actions
+
 
 def spread(values: list[float]) -> str:
     return f"{median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
@@ -112,6 +120,8 @@ def main() -> None:
     for repeat in range(arguments.repeats + 1):
         for training in trainings.values():
             training.go_on(is_first=repeat == 0)
+    # In turns, as all else
+    latencies = [{name: trainings[name].action_milliseconds() for name in RATIOS[0]} for _ in range(arguments.repeats)]
 
     print("Milliseconds for 1,024 steps, median; steps per second")
     for name, training in trainings.items():
@@ -123,6 +133,8 @@ def main() -> None:
         print(f"{one} / {other}: steps per second {spread([a / b for a, b in pairs])}")
         updates = zip(trainings[one].seconds["update"], trainings[other].seconds["update"], strict=True)
         print(f"{one} / {other}: update time {spread([a / b for a, b in updates])}")
+    one, other = RATIOS[0]
+    print(f"{one} / {other}: time of one action {spread([latency[one] / latency[other] for latency in latencies])}")
 
 
 if __name__ == "__main__":

@@ -292,7 +292,9 @@ class JointPolicy(_Base):
         # Somebody may have given the policy another optimiser
         if self.optimizer is not self._hooked_optimizer:
             self._register_optimizer_hooks()
-        super().set_training_mode(mode)
+        # Every predict() asks for it, and to go through all modules would take a fifth of its time
+        if self.training != mode:
+            super().set_training_mode(mode)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -447,3 +447,12 @@ def test_a_standalone_policy_evaluates_plain_observations(pixel_cartpole):
     assert log_prob.shape == entropy.shape == (2,)
     policy.save(buffer := io.BytesIO())
     assert buffer.getvalue()
+
+
+def test_training_mode_reaches_every_part(pixel_cartpole):
+    policy = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).policy
+    for mode in (False, False, True, True, False):
+        policy.set_training_mode(mode)
+        for name, module in policy.named_modules():
+            # The target encoder stays as it is
+            assert module.training == (mode and "target_encoder" not in name), name
