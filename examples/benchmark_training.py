@@ -112,29 +112,33 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="rollouts of each arm (default: %(default)s)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="(default: all)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: %(default)s)")
     arguments = parser.parse_args()
 
     th.set_num_threads(arguments.threads)
-    trainings = {name: Timed(make_model(*arm)) for name, arm in ARMS.items()}
+    trainings = {name: Timed(make_model(*ARMS[name])) for name in arguments.arms}
+    ratios = [pair for pair in RATIOS if set(pair) <= set(trainings)]
     for repeat in range(arguments.repeats + 1):
         for training in trainings.values():
             training.go_on(is_first=repeat == 0)
     # In turns, as all else
-    latencies = [{name: trainings[name].action_milliseconds() for name in RATIOS[0]} for _ in range(arguments.repeats)]
+    latencies = [
+        {name: training.action_milliseconds() for name, training in trainings.items()} for _ in range(arguments.repeats)
+    ]
 
     print("Milliseconds for 1,024 steps, median; steps per second")
     for name, training in trainings.items():
         parts = "".join(f"{part} {1000 * median(values):6.0f}  " for part, values in training.seconds.items())
         print(f"{name:40}{parts}{median(training.steps_per_second()):6.0f}/s")
     print("Ratios, rollout by rollout: median [smallest, largest]")
-    for one, other in RATIOS:
+    for one, other in ratios:
         pairs = list(zip(trainings[one].steps_per_second(), trainings[other].steps_per_second(), strict=True))
         print(f"{one} / {other}: steps per second {spread([a / b for a, b in pairs])}")
         updates = zip(trainings[one].seconds["update"], trainings[other].seconds["update"], strict=True)
         print(f"{one} / {other}: update time {spread([a / b for a, b in updates])}")
-    one, other = RATIOS[0]
-    print(f"{one} / {other}: time of one action {spread([latency[one] / latency[other] for latency in latencies])}")
+        actions = [latency[one] / latency[other] for latency in latencies]
+        print(f"{one} / {other}: time of one action {spread(actions)}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,13 @@ def test_the_run_that_uses_few_dimensions_is_drawn_and_probed(tmp_path):
     assert (tmp_path / "low_rank_1" / "model.zip").is_file()
 
 
+def test_the_speed_of_two_trainings_is_compared():
+    output = run_example("benchmark_training.py", "--repeats", "1", "--arms", "JepaPolicy without JEPA", "JepaPolicy")
+    ratios = re.findall(r"^JepaPolicy / JepaPolicy without JEPA: ([\w ]+) ([\d.]+) \[", output, flags=re.MULTILINE)
+    assert [what for what, _ in ratios] == ["steps per second", "update time", "time of one action"]
+    assert all(float(ratio) > 0 for _, ratio in ratios)
+
+
 def test_the_cost_of_the_diagnostics_is_told():
     output = run_example("benchmark_diagnostics.py", "--timesteps", "2048", "--rollouts", "1")
     shares = dict(re.findall(r"^(\w+) .*?([\d.]+)% of the training", output, flags=re.MULTILINE))

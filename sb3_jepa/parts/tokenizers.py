@@ -134,8 +134,10 @@ class StandardizedPatchTokenizer(nn.Sequential):
         deviation = standardization.deviation.view(standardization.changes_of, -1)[:, :1]
         of_pixels = standardization.changes_to_frames(by_frame / deviation)
         # Before the product and not after it: the difference of two large numbers would not be exact
-        mean = standardization.mean_of_frames[None] / scale
-        patches = tokenizer.patches(images).to(weight.dtype) - tokenizer.patches(mean)
+        mean = tokenizer.patches(standardization.mean_of_frames[None] / scale)
+        patches = tokenizer.patches(images)
+        # What bytes become is new, and may be changed in place: to allocate so much again takes several times as long
+        patches = patches.to(weight.dtype).sub_(mean) if patches.dtype == th.uint8 else patches - mean
         tokens = F.linear(patches, (of_pixels * scale).flatten(1), tokenizer.projection.bias)
         return (tokens + tokenizer.place_code).flatten(1, 3)
 
