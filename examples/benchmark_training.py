@@ -23,8 +23,8 @@ from sb3_jepa.envs import make_pixel_vec_env
 
 PPO_SETTINGS: dict[str, Any] = dict(n_steps=128, batch_size=128, n_epochs=4, learning_rate=3e-4, target_kl=None)
 NO_JEPA = dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0)
-# The paper's layout: each patch of each frame is a token
-TOKENS = dict(frames_as="tokens", patch_size=12)
+# The paper's layout: each patch of each frame is a token (it leaves their size open)
+TOKENS = dict(frames_as="tokens", patch_size=14)
 # Frame size, and policy_kwargs of a JepaPolicy; None for CnnPolicy
 ARMS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "CnnPolicy": (64, None),
