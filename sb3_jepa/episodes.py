@@ -11,7 +11,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
-from sb3_jepa.extractors import count_frames
+from sb3_jepa.extractors import count_frames, is_gymnasium_stack
 
 
 class Episode(NamedTuple):
@@ -100,8 +100,9 @@ class EpisodeRecorder:
         :param with_unfinished: Whether to add those that are under way, also if others have ended
         :return: Episodes that have ended, oldest first; if none has, those that are under way
         """
-        unfinished = [self._episode(env) for env in range(self.n_envs) if self._steps[env]]
-        return [*self._ended, *(unfinished if with_unfinished or not self._ended else [])]
+        if self._ended and not with_unfinished:
+            return list(self._ended)
+        return [*self._ended, *(self._episode(env) for env in range(self.n_envs) if self._steps[env])]
 
 
 def executed_actions(step_locals: dict[str, Any]) -> np.ndarray:
@@ -156,15 +157,9 @@ def image_key(space: spaces.Space) -> str | None:
     :return: The key of its first image, ``""`` if it is an image itself, None if there is none
     """
     for key, one in space.spaces.items() if isinstance(space, spaces.Dict) else [(NO_KEY, space)]:
-        if isinstance(one, spaces.Box) and (_is_gymnasium_stack(one) or is_image_space(one, normalized_image=True)):
+        if isinstance(one, spaces.Box) and (is_gymnasium_stack(one) or is_image_space(one, normalized_image=True)):
             return key
     return None
-
-
-def _is_gymnasium_stack(space: spaces.Box) -> bool:
-    # As JepaExtractor tells them from what is none
-    is_uint8 = space.dtype == np.uint8 and bool((space.low == 0).all() and (space.high == 255).all())
-    return len(space.shape) == 4 and is_uint8
 
 
 def frames_of(images: np.ndarray, n_frames: int | None = None) -> np.ndarray:

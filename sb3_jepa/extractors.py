@@ -241,7 +241,7 @@ def make_tokenizer(
             "JepaExtractor takes Box, Discrete, MultiDiscrete and MultiBinary observations and a Dict of these, "
             f"got {space}"
         )
-    if len(space.shape) == 4 and space.dtype == np.uint8 and (space.low == 0).all() and (space.high == 255).all():
+    if is_gymnasium_stack(space):
         n_frames, height, width, n_channels = space.shape
         return nn.Sequential(GymnasiumFrames(), make_patches(n_frames * n_channels, height, width, n_frames))
     if len(space.shape) != 3:
@@ -262,6 +262,15 @@ def make_tokenizer(
             f"cannot fill the {n_channels} channels of an observation of shape {space.shape}"
         )
     return make_patches(n_channels, height, width, frames)
+
+
+def is_gymnasium_stack(space: spaces.Box) -> bool:
+    """
+    :param space: Of one observation, or of one key of a ``Dict``
+    :return: Whether it is a stack of Gymnasium's ``FrameStackObservation``, ``(frames, height, width, channels)``
+    """
+    is_uint8 = space.dtype == np.uint8 and bool((space.low == 0).all() and (space.high == 255).all())
+    return len(space.shape) == 4 and is_uint8
 
 
 def count_frames(n_channels: int) -> int:

@@ -268,17 +268,20 @@ class ProbeCallback(EveryNRollouts):
         is_kept = self.n_calls % self.every_n_steps == 0
         rows = self._read(infos) if is_kept else None
         for env, done in enumerate(dones):
-            observation = {key: array[env].copy() for key, array in by_key(new_obs).items()}
-            # Infos belong to what the step led to, and all else to what comes next
-            if self.info_key is not None and rows is not None:
-                last = by_key(infos[env].get("terminal_observation", {})) if done else observation
-                if last:
-                    self._samples.append((dict(last), rows[env], self._episode_of_env[env]))
+            episode = self._episode_of_env[env]
             if done:
                 self._episode_of_env[env] = self._n_episodes
                 self._n_episodes += 1
-            if self.info_key is None and rows is not None:
-                self._samples.append((observation, rows[env], self._episode_of_env[env]))
+            if rows is None:
+                continue
+            observation = {key: array[env].copy() for key, array in by_key(new_obs).items()}
+            # Infos belong to what the step led to, and all else to what comes next
+            if self.info_key is None:
+                episode = self._episode_of_env[env]
+            elif done:
+                observation = dict(by_key(infos[env].get("terminal_observation", {})))
+            if observation:
+                self._samples.append((observation, rows[env], episode))
         return True
 
     def _read(self, infos: list[dict[str, Any]]) -> np.ndarray:
