@@ -1,6 +1,6 @@
 """Rollout buffers that know what came next."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 # The key of an observation that has none
 NO_KEY = ""
+# Next observations that are embedded at once, if their targets are kept
+TARGET_BATCH_SIZE = 512
 
 
 def by_key(observations: Any) -> Mapping[str, Any]:
@@ -30,17 +32,20 @@ class Transitions(NamedTuple):
 
     :param observations: ``(batch, *observation shape)``
     :param actions: As the rollout buffer stores them, ``(batch, action dim)``
-    :param next_observations: ``(batch, *observation shape)``
+    :param next_observations: ``(batch, *observation shape)``; None if their targets are known
     :param valid: ``(batch,)``, 1 where the next observation is known, 0 where it is not
     :param mask: If sequences are padded, which rows of ``observations`` are real, ``(padded batch,)``. All the others
         have these rows only.
+    :param targets: The target embeddings of the next observations, ``(batch, embed_dim)`` for each encoder, if the
+        rollout buffer keeps them
     """
 
     observations: PyTorchObs
     actions: th.Tensor
-    next_observations: PyTorchObs
+    next_observations: PyTorchObs | None
     valid: th.Tensor
     mask: th.Tensor | None = None
+    targets: dict[str, th.Tensor] | None = None
 
 
 class NextObservationIndex:
@@ -139,12 +144,21 @@ class NextObservations(RolloutBuffer):
 
     The ends of episodes and of the rollout are reported by :class:`~sb3_jepa.JepaCallback`; without it these rows are
     marked as not valid.
+
+    It also keeps the target embeddings of the rollout, if they are not to be computed for every minibatch: it is told
+    how in ``embed_targets``.
     """
+
+    # From next observations to their target embeddings by the name of the encoder; None to leave that to the policy
+    embed_targets: Callable[[PyTorchObs], dict[str, th.Tensor]] | None = None
+    # Whether the target embeddings hold for one pass over the rollout; else for all
+    renews_targets_each_epoch = False
 
     def reset(self) -> None:
         """Reset the buffer."""
         super().reset()
         self._next = NextObservationIndex(self.buffer_size, self.n_envs)
+        self._targets: dict[str, th.Tensor] | None = None
 
     def record_step(self, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
@@ -163,6 +177,8 @@ class NextObservations(RolloutBuffer):
         """
         if not self.generator_ready:
             self._next.link(self.observations, self.episode_starts)
+        if self.renews_targets_each_epoch:
+            self._targets = None
         yield from super().get(batch_size)
 
     def _get_samples(self, batch_inds: np.ndarray, *args: Any) -> RolloutBufferSamples:  # type: ignore[override]
@@ -172,14 +188,28 @@ class NextObservations(RolloutBuffer):
             # Of a recurrent policy. sb3-contrib leaves MultiBinary actions whole numbers, which no distribution takes
             mask = mask > 0
             samples = samples._replace(actions=samples.actions.float())
+        targets = None
+        if self.embed_targets is not None:
+            if self._targets is None:
+                self._targets = self._embed_all_targets(self.embed_targets)
+            targets = {name: embeddings[batch_inds] for name, embeddings in self._targets.items()}
         transitions = Transitions(
             samples.observations,
             samples.actions if mask is None else samples.actions[mask],
-            obs_as_tensor(self._next.take(self.observations, batch_inds), self.device),
+            self._take_next(batch_inds) if targets is None else None,
             self.to_torch(self._next.valid[batch_inds], copy=False),
             mask,
+            targets,
         )
         return samples._replace(observations=transitions)  # type: ignore[arg-type]
+
+    def _take_next(self, batch_inds: np.ndarray) -> PyTorchObs:
+        return obs_as_tensor(self._next.take(self.observations, batch_inds), self.device)
+
+    def _embed_all_targets(self, embed: Callable[[PyTorchObs], dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
+        rows = np.arange(self.buffer_size * self.n_envs)
+        parts = [embed(self._take_next(some)) for some in np.split(rows, rows[TARGET_BATCH_SIZE::TARGET_BATCH_SIZE])]
+        return {name: th.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 class JepaRolloutBuffer(NextObservations):

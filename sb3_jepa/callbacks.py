@@ -138,6 +138,10 @@ class JepaCallback(BaseCallback):
                     f"A {type(self.policy).__name__} is trained with what its `policy_kwargs` say, and not with "
                     f"JepaCallback's {', '.join(f'`{name}`' for name in given)}"
                 )
+            buffer: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
+            if self.policy.objective.keeps_targets:
+                buffer.embed_targets = self.policy.embed_targets
+                buffer.renews_targets_each_epoch = self.policy.objective.target_refresh == "epoch"
         else:
             self._alternating = AlternatingTraining(self.model, **self._alternating_kwargs)  # type: ignore[arg-type]
         surprise_env = unwrap_vec_wrapper(self.training_env, VecSurprise)

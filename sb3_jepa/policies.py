@@ -245,12 +245,13 @@ class JointPolicy(_Base):
         features = [embedding if self.rl_gradient else embedding.detach() for embedding in embeddings]
         if isinstance(obs, Transitions) and th.is_grad_enabled():
             actions = encode_actions(obs.actions, self.action_space, getattr(self, "squash_output", False))
-            next_observations = self._preprocess(obs.next_observations)
+            targets = obs.targets or {}
+            next_observations = None if obs.next_observations is None else self._preprocess(obs.next_observations)
             for index, name in enumerate(self.encoders):
                 if name in self.objectives:
                     gauge = self.gauges[name]
                     embedding = embeddings[index] if obs.mask is None else embeddings[index][obs.mask]
-                    output = self.objectives[name](embedding, actions, next_observations, obs.valid)
+                    output = self.objectives[name](embedding, actions, next_observations, obs.valid, targets.get(name))
                     is_reached = features[index].requires_grad
                     # Coefficients of 0 leave a constant, which has no gradient to attach
                     if output.loss.requires_grad:
@@ -261,6 +262,16 @@ class JointPolicy(_Base):
                     gauge.add(embedding, output)
             self._loss_attached = True
         return features[0] if self.share_features_extractor else tuple(features)
+
+    def embed_targets(self, next_observations: PyTorchObs) -> dict[str, th.Tensor]:
+        """
+        What the predictors have to guess, for a rollout buffer that keeps it.
+
+        :param next_observations: ``(batch, *observation shape)``
+        :return: The target embeddings ``(batch, embed_dim)``, by the names of the encoders
+        """
+        inputs = self._preprocess(next_observations)
+        return {name: objective.target_encoder(inputs) for name, objective in self.objectives.items()}
 
     def _preprocess(self, observations: PyTorchObs) -> Any:
         return preprocess(observations, self.observation_space, self.normalize_images, self.encoders.values())

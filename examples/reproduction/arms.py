@@ -65,6 +65,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "without-vicreg": default(objective_kwargs=dict(deviation_coef=0.0, covariance_coef=0.0)),
     "without-changes": default(features_extractor_kwargs=dict(frames_as="channels")),
     "without-slow-encoder": default(encoder_lr_factor=1.0),
+    # What is faster and changes what is computed
+    "targets-by-epoch": default(objective_kwargs=dict(target_refresh="epoch")),
+    "targets-by-rollout": default(objective_kwargs=dict(target_refresh="rollout")),
     "without-target-kl": {**default(), "ppo": dict(target_kl=None)},
     "without-our-ppo": {**default(), "ppo": SB3_PPO},
     "without-normalized-reward": {**default(), "normalize_reward": False},

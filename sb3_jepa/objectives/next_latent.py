@@ -1,6 +1,7 @@
 """JEPA for RL: predict the next observation's embedding, given the action."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -40,7 +41,11 @@ class NextLatentPrediction(nn.Module):
     :param hidden_dim: Hidden width of the predictor
     :param predictor_gain: Gain of the predictor's initialisation, see
         :class:`~sb3_jepa.parts.ActionConditionedPredictor`; ``None`` for PyTorch's own
-    :raises ValueError: If the momentum leaves [0, 1] or a coefficient is negative
+    :param target_refresh: For how long target embeddings hold: ``"step"``, they are computed for every minibatch with
+        the target encoder of that moment, as in the paper; ``"epoch"``, for one pass over the rollout; ``"rollout"``,
+        for all of them, which saves all forward passes of the target encoder but the first epoch's. The target encoder
+        itself moves on after each step. Of joint training only, and with a :class:`~sb3_jepa.JepaCallback`.
+    :raises ValueError: If the momentum leaves [0, 1], a coefficient is negative, or ``target_refresh`` is none of these
     """
 
     def __init__(
@@ -55,8 +60,12 @@ class NextLatentPrediction(nn.Module):
         covariance_coef: float = 0.01,
         hidden_dim: int = 128,
         predictor_gain: float | None = None,
+        target_refresh: str = "step",
     ):
         super().__init__()
+        if target_refresh not in ("step", "epoch", "rollout"):
+            raise ValueError(f'`target_refresh` must be "step", "epoch" or "rollout", got {target_refresh!r}')
+        self.target_refresh = target_refresh
         for name, coefficient in dict(
             prediction_coef=prediction_coef,
             variance_coef=variance_coef,
@@ -101,14 +110,25 @@ class NextLatentPrediction(nn.Module):
         """
         self.target_encoder.update(encoder, self.momentum)
 
+    @property
+    def keeps_targets(self) -> bool:
+        """Whether target embeddings hold for longer than a minibatch."""
+        return self.target_refresh != "step" and self.prediction_coef > 0
+
     def forward(
-        self, embedding: th.Tensor, actions: th.Tensor, next_observations: th.Tensor, valid: th.Tensor | None = None
+        self,
+        embedding: th.Tensor,
+        actions: th.Tensor,
+        next_observations: Any,
+        valid: th.Tensor | None = None,
+        target: th.Tensor | None = None,
     ) -> ObjectiveOutput:
         """
         :param embedding: Context embedding ``(batch, embed_dim)``, with its gradient
         :param actions: Encoded actions ``(batch, action_dim)``
         :param next_observations: What the encoder takes, of the next time step
         :param valid: ``(batch,)``, 1 where the next observation belongs to the same episode and is known
+        :param target: Target embedding of the next observations ``(batch, embed_dim)``, where it is known already
         :return: The loss, its terms, and what was predicted
         """
         # Where it is only a gauge it needs no gradient
@@ -121,9 +141,10 @@ class NextLatentPrediction(nn.Module):
         if self.covariance_coef > 0:
             terms["covariance_loss"] = covariance_loss(embedding)
             loss = loss + self.covariance_coef * terms["covariance_loss"]
-        prediction = target = None
+        prediction = None
         if self.prediction_coef > 0:
-            prediction, target = self.predictor(embedding, actions), self.target_encoder(next_observations)
+            prediction = self.predictor(embedding, actions)
+            target = self.target_encoder(next_observations) if target is None else target
             terms["prediction_loss"] = prediction_loss(prediction, target, valid)
             loss = loss + self.prediction_coef * terms["prediction_loss"]
         terms = {name: term.detach() for name, term in terms.items()}
