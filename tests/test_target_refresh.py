@@ -1,0 +1,111 @@
+import copy
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_jepa import PPO, JepaCallback, JepaExtractor, JepaPolicy
+from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO, make_counting_env
+from tests.test_algorithms import assert_equal_states
+
+
+def make_model(target_refresh: str, **objective_kwargs) -> PPO:
+    objective_kwargs = dict(target_refresh=target_refresh, **objective_kwargs)
+    policy_kwargs = dict(SMALL_POLICY, objective_kwargs=objective_kwargs)
+    return PPO(JepaPolicy, make_counting_env(), policy_kwargs=policy_kwargs, **{**SMALL_PPO, "target_kl": None})
+
+
+def train(model: PPO) -> list[tuple[np.ndarray, th.Tensor | None, th.Tensor]]:
+    """
+    Train for two rollouts of two epochs each, after the inputs were measured if that is still to be done.
+
+    :return: Of each epoch: the targets that its minibatches brought, in the order of the rows, and what the target
+        encoder made of the next observations as the epoch began
+    """
+    epochs = []
+    get, get_samples, buffer = model.rollout_buffer.get, model.rollout_buffer._get_samples, model.rollout_buffer
+    rows: list[np.ndarray] = []
+
+    def spy_on_samples(batch_inds, *args):
+        rows.append(batch_inds)
+        return get_samples(batch_inds, *args)
+
+    def spy(batch_size=None):
+        rows.clear()
+        target_encoder = copy.deepcopy(model.policy.objective.target_encoder)
+        targets = []
+        for samples in get(batch_size):
+            targets.append(samples.observations.targets)
+            assert (samples.observations.next_observations is None) == (targets[-1] is not None)
+            yield samples
+        order = np.argsort(np.concatenate(rows))
+        # The first one of a rollout puts its rows in order, which must have happened
+        next_observations = model.policy._preprocess(buffer._take_next(np.arange(len(order))))
+        by_row = None if targets[0] is None else th.cat([target["shared"] for target in targets])[order]
+        epochs.append((by_row, target_encoder(next_observations)))
+
+    buffer.get, buffer._get_samples = spy, spy_on_samples
+    n_to_measure = 11 * 3 if model.policy.features_extractor.n_inputs_to_measure else 0
+    model.learn(n_to_measure + 2 * 16 * 3)
+    assert len(epochs) == 4
+    return epochs
+
+
+def equal(one: th.Tensor, other: th.Tensor) -> bool:
+    return th.allclose(one, other, atol=1e-5)
+
+
+def test_targets_of_each_epoch():
+    for targets, as_it_began in train(make_model("epoch", momentum=0.5)):
+        assert equal(targets, as_it_began)
+
+
+def test_targets_of_each_rollout():
+    first, second, third, fourth = train(make_model("rollout", momentum=0.5))
+    assert equal(first[0], first[1])
+    # The target encoder has moved on, the targets have not
+    assert not equal(second[0], second[1])
+    assert th.equal(second[0], first[0])
+    assert equal(third[0], third[1])
+    assert not equal(third[0], first[0])
+    assert th.equal(fourth[0], third[0])
+
+
+def test_targets_of_each_step():
+    assert all(targets is None for targets, _ in train(make_model("step")))
+    # Nothing is predicted, so there is nothing to keep
+    assert all(targets is None for targets, _ in train(make_model("rollout", prediction_coef=0.0)))
+
+
+def test_a_target_that_stands_still_is_always_the_same():
+    models = [make_model(refresh, momentum=1.0).learn(200) for refresh in ("step", "epoch", "rollout")]
+    for model in models[1:]:
+        for one, other in zip(models[0].policy.parameters(), model.policy.parameters(), strict=True):
+            assert th.allclose(one, other, atol=1e-4)
+
+
+def test_save_and_load(tmp_path):
+    model = make_model("rollout").learn(96)
+    model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", env=make_counting_env(), device="cpu")
+    assert loaded.policy.objective.target_refresh == "rollout"
+    assert_equal_states(model.policy, loaded.policy)
+    assert all(targets is not None for targets, _ in train(loaded))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r'`target_refresh` must be "step", "epoch" or "rollout", got \'minibatch\''):
+        make_model("minibatch")
+    model = stable_baselines3.PPO(
+        "CnnPolicy",
+        make_counting_env(),
+        policy_kwargs=dict(
+            features_extractor_class=JepaExtractor, features_extractor_kwargs=SMALL_EXTRACTOR, normalize_images=True
+        ),
+        **SMALL_PPO,
+    )
+    assert type(model.rollout_buffer) is RolloutBuffer
+    with pytest.raises(ValueError, match=r'Alternating training takes `target_refresh="step"`, got \'rollout\''):
+        model.learn(96, callback=JepaCallback(objective_kwargs=dict(target_refresh="rollout")))
