@@ -17,6 +17,7 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole is drawn, but no w
 import stable_baselines3
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from torch.utils.flop_counter import FlopCounterMode
 
 from sb3_jepa import PPO, JepaPolicy
 from sb3_jepa.envs import make_pixel_vec_env
@@ -29,7 +30,7 @@ TOKENS = dict(frames_as="tokens", patch_size=14)
 ARMS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "CnnPolicy": (64, None),
     "JepaPolicy": (64, {}),
-    "JepaPolicy, targets by rollout": (64, dict(objective_kwargs=dict(target_refresh="rollout"))),
+    "JepaPolicy, targets by step": (64, dict(objective_kwargs=dict(target_refresh="step"))),
     "JepaPolicy without JEPA": (64, dict(objective_kwargs=NO_JEPA)),
     "CnnPolicy, 84 x 84": ((84, 84), None),
     "JepaPolicy, 84 x 84, frames as tokens": ((84, 84), dict(features_extractor_kwargs=TOKENS)),
@@ -38,7 +39,7 @@ ARMS: dict[str, tuple[Any, dict[str, Any] | None]] = {
 RATIOS = [
     ("JepaPolicy", "CnnPolicy"),
     ("JepaPolicy", "JepaPolicy without JEPA"),
-    ("JepaPolicy, targets by rollout", "JepaPolicy without JEPA"),
+    ("JepaPolicy, targets by step", "JepaPolicy without JEPA"),
     ("JepaPolicy, 84 x 84, frames as tokens", "CnnPolicy, 84 x 84"),
 ]
 
@@ -95,6 +96,23 @@ class Timed:
             for values in self.seconds.values():
                 values.clear()
 
+    def flops_of_update(self) -> int:
+        """Floating-point operations of one update, in products of matrices, attention and convolutions."""
+        counter = FlopCounterMode(display=False)
+        train = self.model.train
+
+        def counted() -> None:
+            with counter:
+                train()
+
+        self.model.train = counted
+        self.go_on(is_first=False)
+        self.model.train = train
+        # To count takes time
+        for values in self.seconds.values():
+            values.pop()
+        return counter.get_total_flops()
+
     def steps_per_second(self) -> list[float]:
         return [1024 / sum(parts) for parts in zip(*self.seconds.values(), strict=True)]
 
@@ -105,6 +123,14 @@ class Timed:
         for _ in range(n_actions):
             self.model.predict(observation, deterministic=True)
         return 1000 * (time.perf_counter() - start) / n_actions
+
+
+def product_flops(size: int = 2048) -> float:
+    """Floating-point operations per second of a large matrix product."""
+    matrix = th.ones(size, size)
+    start = time.perf_counter()
+    matrix @ matrix
+    return 2 * size**3 / (time.perf_counter() - start)
 
 
 def spread(values: list[float]) -> str:
@@ -121,7 +147,9 @@ def main() -> None:
     th.set_num_threads(arguments.threads)
     trainings = {name: Timed(make_model(*ARMS[name])) for name in arguments.arms}
     ratios = [pair for pair in RATIOS if set(pair) <= set(trainings)]
+    products = []
     for repeat in range(arguments.repeats + 1):
+        products.append(product_flops())
         for training in trainings.values():
             training.go_on(is_first=repeat == 0)
     # In turns, as all else
@@ -129,10 +157,23 @@ def main() -> None:
         {name: training.action_milliseconds() for name, training in trainings.items()} for _ in range(arguments.repeats)
     ]
 
+    # The first one of each has to warm up
+    flops = {name: training.flops_of_update() for name, training in trainings.items()}
+    shares = {
+        name: [
+            flops[name] / seconds / product
+            for seconds, product in zip(training.seconds["update"], products[1:], strict=True)
+        ]
+        for name, training in trainings.items()
+    }
+
     print("Milliseconds for 1,024 steps, median; steps per second")
     for name, training in trainings.items():
         parts = "".join(f"{part} {1000 * median(values):6.0f}  " for part, values in training.seconds.items())
         print(f"{name:40}{parts}{median(training.steps_per_second()):6.0f}/s")
+    print("Operations of an update; their number per second as a share of a large matrix product's")
+    for name in trainings:
+        print(f"{name:40}{flops[name] / 1e9:4.0f} GFLOP  {spread(shares[name])}")
     print("Ratios, rollout by rollout: median [smallest, largest]")
     for one, other in ratios:
         pairs = list(zip(trainings[one].steps_per_second(), trainings[other].steps_per_second(), strict=True))

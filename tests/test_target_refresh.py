@@ -2,12 +2,10 @@ import copy
 
 import numpy as np
 import pytest
-import stable_baselines3
 import torch as th
-from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_jepa import PPO, JepaCallback, JepaExtractor, JepaPolicy
-from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO, make_counting_env
+from sb3_jepa import PPO, JepaPolicy
+from tests.conftest import SMALL_POLICY, SMALL_PPO, make_counting_env
 from tests.test_algorithms import assert_equal_states
 
 
@@ -95,17 +93,6 @@ def test_save_and_load(tmp_path):
     assert all(targets is not None for targets, _ in train(loaded))
 
 
-def test_errors():
+def test_other_values_are_refused():
     with pytest.raises(ValueError, match=r'`target_refresh` must be "step", "epoch" or "rollout", got \'minibatch\''):
         make_model("minibatch")
-    model = stable_baselines3.PPO(
-        "CnnPolicy",
-        make_counting_env(),
-        policy_kwargs=dict(
-            features_extractor_class=JepaExtractor, features_extractor_kwargs=SMALL_EXTRACTOR, normalize_images=True
-        ),
-        **SMALL_PPO,
-    )
-    assert type(model.rollout_buffer) is RolloutBuffer
-    with pytest.raises(ValueError, match=r'Alternating training takes `target_refresh="step"`, got \'rollout\''):
-        model.learn(96, callback=JepaCallback(objective_kwargs=dict(target_refresh="rollout")))

@@ -26,7 +26,9 @@ def paper(rl_gradient: bool, predictor_gain: float | None = None, **coefficients
         stronger than the future is predictable, and configuration 3 collapses.
     :param coefficients: ``prediction_coef`` and ``variance_coef``
     """
-    objective_kwargs = dict(deviation_coef=0.0, covariance_coef=0.0, predictor_gain=predictor_gain, **coefficients)
+    objective_kwargs = dict(
+        deviation_coef=0.0, covariance_coef=0.0, predictor_gain=predictor_gain, target_refresh="step", **coefficients
+    )
     policy_kwargs = dict(
         features_extractor_kwargs=dict(frames_as="channels"),
         objective_kwargs=objective_kwargs,
@@ -65,9 +67,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "without-vicreg": default(objective_kwargs=dict(deviation_coef=0.0, covariance_coef=0.0)),
     "without-changes": default(features_extractor_kwargs=dict(frames_as="channels")),
     "without-slow-encoder": default(encoder_lr_factor=1.0),
-    # What is faster and changes what is computed
-    "targets-by-epoch": default(objective_kwargs=dict(target_refresh="epoch")),
-    "targets-by-rollout": default(objective_kwargs=dict(target_refresh="rollout")),
+    "targets-by-step": default(objective_kwargs=dict(target_refresh="step")),
     "without-target-kl": {**default(), "ppo": dict(target_kl=None)},
     "without-our-ppo": {**default(), "ppo": SB3_PPO},
     "without-normalized-reward": {**default(), "normalize_reward": False},

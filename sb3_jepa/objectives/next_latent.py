@@ -41,10 +41,11 @@ class NextLatentPrediction(nn.Module):
     :param hidden_dim: Hidden width of the predictor
     :param predictor_gain: Gain of the predictor's initialisation, see
         :class:`~sb3_jepa.parts.ActionConditionedPredictor`; ``None`` for PyTorch's own
-    :param target_refresh: For how long target embeddings hold: ``"step"``, they are computed for every minibatch with
-        the target encoder of that moment, as in the paper; ``"epoch"``, for one pass over the rollout; ``"rollout"``,
-        for all of them, which saves all forward passes of the target encoder but the first epoch's. The target encoder
-        itself moves on after each step. Of joint training only, and with a :class:`~sb3_jepa.JepaCallback`.
+    :param target_refresh: For how long target embeddings hold: ``"rollout"``, the target encoder embeds a rollout once,
+        before the first of its minibatches; ``"epoch"``, once for each pass over the rollout; ``"step"``, for every
+        minibatch anew, as in the paper. (The target encoder itself always moves on after each step.) Alternating
+        training, which goes over a rollout once, and training without a :class:`~sb3_jepa.JepaCallback` embed every
+        minibatch.
     :raises ValueError: If the momentum leaves [0, 1], a coefficient is negative, or ``target_refresh`` is none of these
     """
 
@@ -60,7 +61,7 @@ class NextLatentPrediction(nn.Module):
         covariance_coef: float = 0.01,
         hidden_dim: int = 128,
         predictor_gain: float | None = None,
-        target_refresh: str = "step",
+        target_refresh: str = "rollout",
     ):
         super().__init__()
         if target_refresh not in ("step", "epoch", "rollout"):
