@@ -14,6 +14,7 @@ from sb3_jepa.monitors import PictureCallback, ProbeCallback
 from sb3_jepa.noise import noise_diagnostic
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.policies import JepaPolicy
+from sb3_jepa.replay import FrameDictReplayBuffer, FrameReplayBuffer
 from sb3_jepa.surprises import VecSurprise, surprise
 
 __version__ = version("sb3-jepa")
@@ -21,6 +22,8 @@ __version__ = version("sb3-jepa")
 __all__ = [
     "A2C",
     "PPO",
+    "FrameDictReplayBuffer",
+    "FrameReplayBuffer",
     "JepaCallback",
     "JepaDictRolloutBuffer",
     "JepaExtractor",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
@@ -169,7 +169,9 @@ class RolloutSource:
         buffer = self.model.rollout_buffer
         if self._next is None or buffer.pos == 0:
             self._next = NextObservationIndex(buffer.buffer_size, buffer.n_envs)
-        self._next.record_step(buffer.pos, row_locals["new_obs"], row_locals["dones"], row_locals["infos"])
+        self._next.record_step(
+            buffer.pos, buffer.observations, row_locals["new_obs"], row_locals["dones"], row_locals["infos"]
+        )
 
     def on_rollout_end(self) -> None:
         """Keep the rollout: the algorithm is about to learn from it, and to forget it then."""
@@ -188,7 +190,7 @@ class RolloutSource:
         :return: Every row once before any of them twice
         """
         assert self._next is not None
-        flatten = RolloutBuffer.swap_and_flatten
+        flatten = self.model.rollout_buffer.swap_and_flatten
         observations = {key: flatten(array) for key, array in self._observations.items()}
         actions, device = flatten(self._actions), self.model.device
         n_rows = len(actions)

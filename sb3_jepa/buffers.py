@@ -1,4 +1,4 @@
-"""Rollout buffers that know what came next."""
+"""Rollout buffers that know what came next, and store stacked frames once."""
 
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
@@ -9,6 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_jepa.frames import FrameStacks, has_frames
 
 # The key of an observation that has none
 NO_KEY = ""
@@ -61,27 +63,37 @@ class NextObservationIndex:
 
     def __init__(self, n_steps: int, n_envs: int):
         self.n_steps, self.n_envs = n_steps, n_envs
-        self._stored_observations: list[Any] = []
+        self._stored_observations: list[dict[str, Any]] = []
         # Where the next observation of a row is stored; -1: it is not, being the next row
         self._stored_index = np.full((n_steps, n_envs), -1, dtype=np.int64)
         self._last_observations: Any = None
 
-    def record_step(self, row: int, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    def record_step(
+        self, row: int, observations: Any, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
         """
         Note what a step led to.
 
         :param row: Number of the step
+        :param observations: Of the rollout so far, ``(steps, environments, *observation shape)``
         :param new_obs: Observations after the step; where an episode ended, the first of the next one
         :param dones: Whether the step ended an episode
         :param infos: With the key ``"terminal_observation"`` where the step ended an episode
         """
-        for env_index in np.flatnonzero(dones):
+        for env_index in np.flatnonzero(dones).tolist():
             terminal_observation = infos[env_index].get("terminal_observation")
             if terminal_observation is not None:
                 self._stored_index[row, env_index] = len(self._stored_observations)
-                self._stored_observations.append(terminal_observation)
+                self._store(observations, env_index, terminal_observation)
         self._last_observations = new_obs
         self._last_dones = dones
+
+    def _store(self, observations: Any, env_index: int, observation: Any) -> None:
+        stored = dict(by_key(observation))
+        for key, array in by_key(observations).items():
+            if isinstance(array, FrameStacks):
+                stored[key] = array.share(env_index, stored[key])
+        self._stored_observations.append(stored)
 
     def link(self, observations: Any, episode_starts: np.ndarray) -> None:
         """
@@ -99,10 +111,11 @@ class NextObservationIndex:
         is_last_of_episode[:-1] = episode_starts[1:] > 0
         is_last_of_episode[-1] = True
         if self._last_observations is not None:
-            for env_index in np.flatnonzero(~self._last_dones.astype(bool)):
+            for env_index in np.flatnonzero(~self._last_dones.astype(bool)).tolist():
                 stored_index[-1, env_index] = len(self._stored_observations)
                 last = {key: array[env_index] for key, array in by_key(self._last_observations).items()}
-                self._stored_observations.append(last)
+                self._store(observations, env_index, last)
+            self._last_observations = None
         is_stored = stored_index >= 0
         is_unknown = is_last_of_episode & ~is_stored
         next_index = np.where(is_stored, n_rows + stored_index, np.where(is_unknown, row_index, row_index + 1))
@@ -111,10 +124,14 @@ class NextObservationIndex:
         self.valid = 1.0 - RolloutBuffer.swap_and_flatten(is_unknown).flatten().astype(np.float32)
         self._stored_arrays = {}
         for key, array in by_key(observations).items():
-            rows = [by_key(observation)[key] for observation in self._stored_observations]
-            stored = np.array(rows, array.dtype).reshape(-1, *array.shape[2:])
+            rows = [observation[key] for observation in self._stored_observations]
+            stored: Any = (
+                array.collect(rows)
+                if isinstance(array, FrameStacks)
+                else np.array(rows, array.dtype).reshape(-1, *array.shape[2:])
+            )
             # The policy sees all the others when it acts, and objects to them there
-            if not np.isfinite(stored).all():
+            if array.dtype.kind == "f" and not np.isfinite(stored).all():
                 raise ValueError(
                     "The last observations of episodes contain NaN or infinite values; check the environment"
                 )
@@ -145,8 +162,8 @@ class NextObservations(RolloutBuffer):
     The ends of episodes and of the rollout are reported by :class:`~sb3_jepa.JepaCallback`; without it these rows are
     marked as not valid.
 
-    It also keeps the target embeddings of the rollout, if they are not to be computed for every minibatch: it is told
-    how in ``embed_targets``.
+    The frames of stacked images are stored once, see :class:`~sb3_jepa.frames.FrameStacks`. Target embeddings are kept,
+    if they are not to be computed for every minibatch: the buffer is told how in ``embed_targets``.
     """
 
     # From next observations to their target embeddings by the name of the encoder; None to leave that to the policy
@@ -156,7 +173,17 @@ class NextObservations(RolloutBuffer):
 
     def reset(self) -> None:
         """Reset the buffer."""
+        spaces_of_frames = {key: space for key, space in by_key(self.observation_space).items() if has_frames(space)}
+        obs_shape = self.obs_shape
+        # An array of the whole stacks is not even to be asked for
+        self.obs_shape = unkeyed({**by_key(obs_shape), **dict.fromkeys(spaces_of_frames, (0,))})
         super().reset()
+        self.obs_shape = obs_shape
+        stacks = {
+            key: FrameStacks(self.buffer_size, self.n_envs, space.shape, space.dtype)
+            for key, space in spaces_of_frames.items()
+        }
+        self.observations = unkeyed({**by_key(self.observations), **stacks})
         self._next = NextObservationIndex(self.buffer_size, self.n_envs)
         self._targets: dict[str, th.Tensor] | None = None
 
@@ -168,7 +195,15 @@ class NextObservations(RolloutBuffer):
         :param dones: Whether the step ended an episode
         :param infos: With the key ``"terminal_observation"`` where the step ended an episode
         """
-        self._next.record_step(self.pos, new_obs, dones, infos)
+        self._next.record_step(self.pos, self.observations, new_obs, dones, infos)
+
+    @staticmethod
+    def swap_and_flatten(arr: Any) -> Any:
+        """
+        :param arr: ``(steps, environments, ...)``
+        :return: ``(environments * steps, ...)``
+        """
+        return arr.swap_and_flatten() if isinstance(arr, FrameStacks) else RolloutBuffer.swap_and_flatten(arr)
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """
@@ -180,6 +215,14 @@ class NextObservations(RolloutBuffer):
         if self.renews_targets_each_epoch:
             self._targets = None
         yield from super().get(batch_size)
+
+    def to_torch(self, array: np.ndarray, copy: bool = True) -> th.Tensor:
+        """
+        :param array: Samples
+        :param copy: Without effect: samples are copies of what is stored already
+        :return: The same as a tensor
+        """
+        return super().to_torch(array, copy=False)
 
     def _get_samples(self, batch_inds: np.ndarray, *args: Any) -> RolloutBufferSamples:  # type: ignore[override]
         samples = super()._get_samples(batch_inds, *args)
@@ -197,7 +240,7 @@ class NextObservations(RolloutBuffer):
             samples.observations,
             samples.actions if mask is None else samples.actions[mask],
             self._take_next(batch_inds) if targets is None else None,
-            self.to_torch(self._next.valid[batch_inds], copy=False),
+            self.to_torch(self._next.valid[batch_inds]),
             mask,
             targets,
         )

@@ -3,7 +3,6 @@
 import warnings
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -225,7 +224,9 @@ class JepaCallback(BaseCallback):
                 self._stopped = True
                 buffer.reset()
                 return
-            seen = {key: np.concatenate(array[:n_steps]) for key, array in by_key(buffer.observations).items()}
+            seen = {
+                key: array[:n_steps].reshape(-1, *array.shape[2:]) for key, array in by_key(buffer.observations).items()
+            }
             measure_inputs(self.policy, unkeyed(seen), self.objectives)
             buffer.reset()
 
