@@ -23,6 +23,13 @@ def test_the_speed_of_two_trainings_is_compared():
     assert all(float(ratio) > 0 for _, ratio in ratios)
 
 
+def test_the_memory_of_buffers_is_compared():
+    output = run_example("benchmark_memory.py", "--frames", "3", "--steps", "64")
+    shares = dict(re.findall(r"^(\w+), 3 frames: .* ([\d.]+) / 3$", output, flags=re.MULTILINE))
+    assert 0.5 < float(shares["RolloutBuffer"]) <= 1.2
+    assert 0.2 < float(shares["ReplayBuffer"]) <= 0.6
+
+
 def test_the_cost_of_the_diagnostics_is_told():
     output = run_example("benchmark_diagnostics.py", "--timesteps", "2048", "--rollouts", "1")
     shares = dict(re.findall(r"^(\w+) .*?([\d.]+)% of the training", output, flags=re.MULTILINE))
