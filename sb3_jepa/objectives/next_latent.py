@@ -14,6 +14,7 @@ from sb3_jepa.parts.losses import (
     variance_loss,
 )
 from sb3_jepa.parts.predictors import ActionConditionedPredictor
+from sb3_jepa.parts.ranks import join_batches
 from sb3_jepa.parts.targets import MomentumEncoder
 
 
@@ -111,20 +112,22 @@ class NextLatentPrediction(nn.Module):
         :param valid: ``(batch,)``, 1 where the next observation belongs to the same episode and is known
         :return: The loss, its terms, and what was predicted
         """
+        # With several ranks, of all of them
+        (embeddings,) = join_batches(embedding)
         # Where it is only a gauge it needs no gradient
-        variance = embedding_variance(embedding if self.variance_coef > 0 else embedding.detach())
+        variance = embedding_variance(embeddings if self.variance_coef > 0 else embeddings.detach())
         terms = {"embedding_variance": variance, "variance_loss": variance_loss(variance)}
         loss = self.variance_coef * terms["variance_loss"]
         if self.deviation_coef > 0:
-            terms["deviation_loss"] = deviation_loss(embedding)
+            terms["deviation_loss"] = deviation_loss(embeddings)
             loss = loss + self.deviation_coef * terms["deviation_loss"]
         if self.covariance_coef > 0:
-            terms["covariance_loss"] = covariance_loss(embedding)
+            terms["covariance_loss"] = covariance_loss(embeddings)
             loss = loss + self.covariance_coef * terms["covariance_loss"]
         prediction = target = None
         if self.prediction_coef > 0:
             prediction, target = self.predictor(embedding, actions), self.target_encoder(next_observations)
-            terms["prediction_loss"] = prediction_loss(prediction, target, valid)
+            terms["prediction_loss"] = prediction_loss(*join_batches(prediction, target, valid))
             loss = loss + self.prediction_coef * terms["prediction_loss"]
         terms = {name: term.detach() for name, term in terms.items()}
         return ObjectiveOutput(loss, terms, prediction, target, valid)
