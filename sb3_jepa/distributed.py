@@ -81,14 +81,6 @@ class TrainingOnRanks(OnPolicyAlgorithm):
         """
         super().set_random_seed(None if seed is None else seed + ranks.rank() * self.n_envs)
 
-    def set_logger(self, logger: Logger) -> None:
-        """
-        Setter for the logger object. On several ranks, only that of rank 0 writes.
-
-        :param logger: The logger
-        """
-        super().set_logger(logger if ranks.rank() == 0 else _silent_logger())
-
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -107,7 +99,8 @@ class TrainingOnRanks(OnPolicyAlgorithm):
         statistics.broadcast()
         if ranks.rank() > 0:
             callback, progress_bar = CallbackList(_of_all_ranks(callback)), False
-            self.set_logger(_silent_logger())
+            # Whatever logger it was given
+            self.set_logger(Logger(folder=None, output_formats=[]))
         total_timesteps, callback = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name)
         callbacks: list[BaseCallback] = [callback]
         if progress_bar:
@@ -142,10 +135,6 @@ class TrainingOnRanks(OnPolicyAlgorithm):
             agreed.update(target_kl=_AgreedLimit(self.target_kl))  # type: ignore[attr-defined]
         with ranks.training_jointly(self.policy.parameters()), _replaced(self, agreed):
             super().train()
-
-
-def _silent_logger() -> Logger:
-    return Logger(folder=None, output_formats=[])
 
 
 def _of_all_ranks(callback: MaybeCallback) -> list[BaseCallback]:

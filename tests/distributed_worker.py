@@ -4,6 +4,7 @@ What tests/test_distributed.py lets two processes do:
 torchrun --standalone --nproc-per-node 2 tests/distributed_worker.py NAME_OF_FUNCTION FOLDER
 """
 
+import copy
 import os
 import pathlib
 import sys
@@ -167,20 +168,14 @@ def train(folder: pathlib.Path, rank: int) -> dict:
         n_updates=model._n_updates,
         observations=model.rollout_buffer.observations.copy(),
         returns=sorted(episode["r"] for episode in model.ep_info_buffer),
-        count=float(env.obs_rms.count),
+        policy=copy.deepcopy(model.policy.state_dict()),
+        optimizer=copy.deepcopy(model.policy.optimizer.state_dict()["state"]),
+        statistics=[np.copy(value) for rms in (env.obs_rms, env.ret_rms) for value in (rms.mean, rms.var, rms.count)],
     )
     # A training that goes on, with another logger, and is stopped by a callback of rank 0
     model.set_logger(configure(str(folder / f"log_{rank}"), ["csv"]))
     model.learn(10_000, callback=CountCalls(False, stop_after=20), reset_num_timesteps=False)
-    return dict(
-        state,
-        stopped_at=model.num_timesteps,
-        policy=model.policy.state_dict(),
-        optimizer=model.policy.optimizer.state_dict()["state"],
-        statistics=[
-            th.as_tensor(value) for rms in (env.obs_rms, env.ret_rms) for value in (rms.mean, rms.var, rms.count)
-        ],
-    )
+    return dict(state, stopped_at=model.num_timesteps)
 
 
 def train_for_ever(folder: pathlib.Path, rank: int) -> None:
