@@ -35,9 +35,9 @@ def check_ranks(model: BaseAlgorithm) -> None:
     can = isinstance(model, TrainingOnRanks) and model.trains_on_ranks and isinstance(model.policy, JointPolicy)
     if ranks.n_ranks() > 1 and not can:
         raise ValueError(
-            f"{type(model).__name__} with a {type(model.policy).__name__} cannot be trained on several ranks, got "
-            f"{ranks.n_ranks()} of them: sb3_jepa's PPO, A2C and MaskablePPO can, with a JepaPolicy. For any other, "
-            "start the script without torchrun"
+            f"{type(model).__name__} with the policy {type(model.policy).__name__} cannot be trained on several ranks, "
+            f"got {ranks.n_ranks()} of them: sb3_jepa's PPO, A2C and MaskablePPO can, with a JepaPolicy. Start the "
+            "script without torchrun"
         )
 
 

@@ -27,6 +27,8 @@ N_RANKS = 2
 N_ENVS = 4
 # Not a divisor of a rank's rows: the last minibatch is a small one
 BATCH_SIZE = 8
+# 32 to measure the inputs, and four rollouts of 64
+N_TIMESTEPS = 32 + 4 * 64
 ALGORITHMS = dict(PPO=PPO, A2C=A2C, MaskablePPO=MaskablePPO)
 
 
@@ -148,9 +150,8 @@ def train(folder: pathlib.Path, rank: int) -> dict:
     env = make_env()
     # The update is stopped somewhere in its middle
     settings = dict(SMALL_PPO, n_epochs=20, learning_rate=1e-3, target_kl=1e-4, seed=7)
-    policy_kwargs = dict(SMALL_POLICY, features_extractor_kwargs=dict(SMALL_EXTRACTOR, standardize_frames=64))
     model = PPO(
-        JepaPolicy, env, policy_kwargs=policy_kwargs, tensorboard_log=str(folder / f"tensorboard_{rank}"), **settings
+        JepaPolicy, env, policy_kwargs=SMALL_POLICY, tensorboard_log=str(folder / f"tensorboard_{rank}"), **settings
     )
     seeds = list(env.venv._seeds)
     callbacks = [
@@ -158,7 +159,7 @@ def train(folder: pathlib.Path, rank: int) -> dict:
         CountCalls(runs_on_all_ranks=True),
         CheckpointCallback(20, str(folder / f"checkpoints_{rank}"), save_vecnormalize=True),
     ]
-    model.learn(256, callback=callbacks, progress_bar=True)
+    model.learn(N_TIMESTEPS, callback=callbacks, progress_bar=True)
     model.save(folder / f"model_{rank}")
     model.policy.save(folder / f"policy_{rank}")
     state = dict(

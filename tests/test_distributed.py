@@ -24,6 +24,7 @@ from tests.distributed_worker import (
     BATCH_SIZE,
     N_ENVS,
     N_RANKS,
+    N_TIMESTEPS,
     make_model_to_compare,
     train_on_one_rollout,
 )
@@ -58,16 +59,16 @@ def of_ranks(tmp_path_factory):
     with two_ranks("compare", folder) as process:
         output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, output
-    assert "256/256" in output
+    assert f"{N_TIMESTEPS}/{N_TIMESTEPS}" in output
     return [th.load(folder / f"{rank}.pt", weights_only=False) for rank in range(N_RANKS)], folder
 
 
 def test_what_cannot_be_trained_is_told_before_the_training(of_ranks):
     for of_rank in of_ranks[0]:
         said = of_rank["said"]
-        assert "PPO with a ActorCriticPolicy cannot be trained on several ranks" in said["other policy"]
-        assert "RecurrentPPO with a RecurrentJepaPolicy cannot be trained" in said["RecurrentPPO"]
-        assert "PPO with a ActorCriticPolicy cannot be trained on several ranks" in said["alternating"]
+        assert "PPO with the policy ActorCriticPolicy cannot be trained on several ranks" in said["other policy"]
+        assert "RecurrentPPO with the policy RecurrentJepaPolicy cannot be trained" in said["RecurrentPPO"]
+        assert "PPO with the policy ActorCriticPolicy cannot be trained on several ranks" in said["alternating"]
         assert "`n_steps` is [16, 32]" in said["n_steps"]
 
 
@@ -115,32 +116,32 @@ def test_ranks_stay_equal_and_see_different_things(of_ranks):
     for index, values in one["optimizer"].items():
         assert all(th.equal(value, other["optimizer"][index][name]) for name, value in values.items())
     assert all(np.array_equal(a, b) for a, b in zip(one["statistics"], other["statistics"], strict=True))
-    assert one["policy"]["features_extractor.encoder.tokenizer.0.n_seen"] == 64
+    assert one["policy"]["features_extractor.encoder.tokenizer.0.n_seen"] == 32
     assert not np.isin(one["observations"], other["observations"]).any()
     assert (one["seeds"], other["seeds"]) == ([7, 8], [9, 10])
 
 
 def test_ranks_agree_when_to_stop(of_ranks):
     one, other = (of_rank["trained"] for of_rank in of_ranks[0])
-    # After one for the input statistics, three rollouts were learned from, in 20 epochs each if nothing stops them
-    assert one["n_updates"] == other["n_updates"] < 3 * 20
-    # 16 steps of measuring, and 16 of the rollout in which rank 0 wants to stop
-    assert one["stopped_at"] == other["stopped_at"] == 256 + 2 * 64
+    # Four rollouts were learned from, in 20 epochs each if nothing stops them
+    assert one["n_updates"] == other["n_updates"] < 4 * 20
+    # It was in the second rollout that rank 0 wanted to stop
+    assert one["stopped_at"] == other["stopped_at"] == N_TIMESTEPS + 2 * 64
 
 
 def test_time_steps_episodes_and_statistics_are_of_all_ranks(of_ranks):
     one, other = (of_rank["trained"] for of_rank in of_ranks[0])
-    assert one["num_timesteps"] == other["num_timesteps"] == 256
+    assert one["num_timesteps"] == other["num_timesteps"] == N_TIMESTEPS
     # Episodes of 5 steps in 4 environments
     assert one["returns"] == other["returns"]
-    assert len(one["returns"]) == 4 * (64 // 5)
+    assert len(one["returns"]) == 4 * (72 // 5)
     # All steps and the first observations; Stable-Baselines3 begins with 1e-4
-    assert one["statistics"][2] == pytest.approx(1e-4 + 256 + 4)
+    assert one["statistics"][2] == pytest.approx(1e-4 + N_TIMESTEPS + 4)
 
 
 def test_only_rank_0_calls_callbacks_logs_and_saves(of_ranks):
     ranks, folder = of_ranks
-    assert [of_rank["trained"]["n_calls"] for of_rank in ranks] == [[64, 64, 64], [0, 64, 0]]
+    assert [of_rank["trained"]["n_calls"] for of_rank in ranks] == [[72, 72, 72], [0, 72, 0]]
     written = {path.name for path in folder.iterdir()}
     assert {"tensorboard_0", "checkpoints_0", "model_0.zip", "policy_0"} <= written
     assert not written & {"tensorboard_1", "checkpoints_1", "model_1.zip", "policy_1"}
