@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -23,8 +23,6 @@ from sb3_jepa.policies import JointPolicy
 OF_EACH_RANK = ("seed", "start_time", "tensorboard_log", "verbose")
 # What Monitor, and environments with a goal, tell about an episode
 EPISODE_INFOS = ("episode", "is_success")
-
-Samples = TypeVar("Samples", bound=tuple)
 
 
 def check_ranks(model: BaseAlgorithm) -> None:
