@@ -30,7 +30,7 @@ TOKENS = dict(frames_as="tokens", patch_size=14)
 ARMS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "CnnPolicy": (64, None),
     "JepaPolicy": (64, {}),
-    "JepaPolicy, targets by step": (64, dict(objective_kwargs=dict(target_refresh="step"))),
+    "JepaPolicy, targets by rollout": (64, dict(objective_kwargs=dict(target_refresh="rollout"))),
     "JepaPolicy without JEPA": (64, dict(objective_kwargs=NO_JEPA)),
     "CnnPolicy, 84 x 84": ((84, 84), None),
     "JepaPolicy, 84 x 84, frames as tokens": ((84, 84), dict(features_extractor_kwargs=TOKENS)),
@@ -39,7 +39,7 @@ ARMS: dict[str, tuple[Any, dict[str, Any] | None]] = {
 RATIOS = [
     ("JepaPolicy", "CnnPolicy"),
     ("JepaPolicy", "JepaPolicy without JEPA"),
-    ("JepaPolicy, targets by step", "JepaPolicy without JEPA"),
+    ("JepaPolicy, targets by rollout", "JepaPolicy without JEPA"),
     ("JepaPolicy, 84 x 84, frames as tokens", "CnnPolicy, 84 x 84"),
 ]
 

@@ -9,21 +9,23 @@ from typing import Any, ClassVar
 import stable_baselines3
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_jepa.buffers import JepaDictRolloutBuffer, JepaRolloutBuffer, NextObservations
 from sb3_jepa.callbacks import JepaCallback
+from sb3_jepa.distributed import TrainingOnRanks
+from sb3_jepa.parts.ranks import rank
 from sb3_jepa.policies import JepaPolicy, JointPolicy
 from sb3_jepa.saving import replace_when_complete
 
 
-class JointTraining(OnPolicyAlgorithm):
+class JointTraining(TrainingOnRanks):
     """
     What an on-policy algorithm lacks to train a :class:`~sb3_jepa.JepaPolicy`: the rollout buffer that knows next
-    observations, and a :class:`~sb3_jepa.JepaCallback`. With any other policy the algorithm is what it was.
+    observations, and a :class:`~sb3_jepa.JepaCallback`. With any other policy the algorithm is what it was. In several
+    processes it trains one model, see :class:`~sb3_jepa.distributed.TrainingOnRanks`.
     """
 
     # For observations of a single array, and for a Dict
@@ -61,12 +63,14 @@ class JointTraining(OnPolicyAlgorithm):
     ) -> None:
         """
         Save all the attributes of the object and the model parameters in a zip-file. If that fails, an older file stays
-        as it was.
+        as it was. On several ranks, only the first one writes files.
 
         :param path: path to the file where the rl agent should be saved
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway
         """
+        if rank() > 0 and isinstance(path, (str, pathlib.Path)):
+            return
         with replace_when_complete(path, suffix=".zip") as unfinished:
             super().save(unfinished, exclude, include)
 

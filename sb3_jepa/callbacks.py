@@ -12,8 +12,10 @@ from stable_baselines3.common.vec_env import unwrap_vec_wrapper
 from sb3_jepa.alternating import AlternatingTraining
 from sb3_jepa.buffers import NextObservations, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge, Verdict, assess
+from sb3_jepa.distributed import check_ranks
 from sb3_jepa.encoders import measure_inputs, n_inputs_to_measure
 from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.parts.ranks import n_ranks, rank
 from sb3_jepa.policies import JointPolicy
 from sb3_jepa.surprises import VecSurprise
 
@@ -75,8 +77,11 @@ class JepaCallback(BaseCallback):
         progress remaining (from 1 to 0)
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :raises ValueError: If an argument is out of range; when the training starts, if the model has no encoder that
-        learns, or was trained with another objective, or if arguments are given that its policy has of its own
+        learns, was trained with another objective, or cannot be trained on several ranks, or if arguments are given
+        that its policy has of its own
     """
+
+    runs_on_all_ranks = True
 
     def __init__(
         self,
@@ -125,6 +130,7 @@ class JepaCallback(BaseCallback):
         return {name: learner.gauge for name, learner in self._alternating.learners.items()}
 
     def _on_training_start(self) -> None:
+        check_ranks(self.model)
         self._stopped = self._has_ended = False
         self._alternating = None
         self._n_rollouts = 0
@@ -209,7 +215,7 @@ class JepaCallback(BaseCallback):
         """
         buffer = model.rollout_buffer
         while (n_missing := n_inputs_to_measure(self.policy)) > 0:
-            n_steps = min(buffer.buffer_size, -(-n_missing // buffer.n_envs))
+            n_steps = min(buffer.buffer_size, -(-n_missing // (buffer.n_envs * n_ranks())))
             self._measuring = True
             try:
                 # Of MaskablePPO
@@ -248,6 +254,9 @@ class JepaCallback(BaseCallback):
         """Record the scalars of the updates that have just ended, if there were enough and somebody will see them."""
         is_on_policy = isinstance(self.model, OnPolicyAlgorithm)
         if is_on_policy and not is_last and not self._is_dump_due:
+            return
+        # Nobody would see them
+        if rank() > 0:
             return
         for name, gauge in self.gauges.items():
             # An update of A2C has a few rows, and an off-policy one a single minibatch

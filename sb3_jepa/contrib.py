@@ -83,6 +83,7 @@ class RecurrentPPO(JointPPO, sb3_contrib.RecurrentPPO):
     parameters are those of ``sb3_contrib.RecurrentPPO``, and some defaults those of :class:`~sb3_jepa.PPO`.
     """
 
+    trains_on_ranks = False
     jepa_rollout_buffer_classes = (JepaRecurrentRolloutBuffer, JepaRecurrentDictRolloutBuffer)
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         **sb3_contrib.RecurrentPPO.policy_aliases,

@@ -13,9 +13,11 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import measuring
+from sb3_jepa.parts.ranks import gather_batch
 from sb3_jepa.saving import replace_when_complete
 
 SAFETENSORS = ".safetensors"
@@ -93,7 +95,7 @@ def measure_inputs(
     """
     Merge observations into the statistics that standardise the input, for all that encode alike: target networks and
     target encoders must see what the others see. Changes the function that the policy computes: only to be called
-    between an update and the next rollout.
+    between an update and the next rollout, and on all ranks, whose observations are merged alike.
 
     :param policy: Of any algorithm
     :param observations: ``(samples, *observation shape)``
@@ -102,6 +104,7 @@ def measure_inputs(
     inputs = preprocess_obs(
         obs_as_tensor(observations, policy.device), policy.observation_space, normalize_images=policy.normalize_images
     )
+    inputs = unkeyed({key: gather_batch(tensor) for key, tensor in by_key(inputs).items()})
     for extractor in _features_extractors(policy).values():
         parts = [module for module in extractor.modules() if isinstance(module, JepaExtractor)]
         lacking = [one for part in parts if part.n_inputs_to_measure > 0 for one in part.standardizations]

@@ -21,6 +21,7 @@ from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.extractors import JepaExtractor, preprocess
 from sb3_jepa.objectives import NextLatentPrediction
 from sb3_jepa.parts import attach_loss
+from sb3_jepa.parts.ranks import rank
 from sb3_jepa.saving import replace_when_complete
 
 if TYPE_CHECKING:
@@ -322,10 +323,13 @@ class JointPolicy(_Base):
 
     def save(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:  # type: ignore[override]
         """
-        Save model to a given location. If that fails, an older file stays as it was.
+        Save model to a given location. If that fails, an older file stays as it was. On several ranks, only the first
+        one writes files.
 
         :param path: Where to save
         """
+        if rank() > 0 and isinstance(path, (str, pathlib.Path)):
+            return
         with replace_when_complete(path) as unfinished:
             super().save(unfinished)  # type: ignore[arg-type]
 

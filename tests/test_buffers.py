@@ -27,8 +27,6 @@ def train_on_one_rollout(model, callback=None, **kwargs) -> Transitions:
 
     model.rollout_buffer.get = spy
     model.n_epochs = 1
-    # Otherwise there are targets in the place of next observations
-    model.policy.objective.target_refresh = "step"
     model.learn(1, callback=callback, **kwargs)
     return Transitions(*(concatenate(parts) for parts in zip(*batches, strict=True)))
 

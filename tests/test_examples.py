@@ -30,6 +30,17 @@ def test_the_memory_of_buffers_is_compared():
     assert 0.2 < float(shares["ReplayBuffer"]) <= 0.6
 
 
+def test_the_training_on_ranks_needs_no_more_than_one_process(tmp_path):
+    arguments = ["--timesteps", "1100", "--n-envs", "2", "--logdir", str(tmp_path)]
+    run_example("train_on_ranks.py", *arguments)
+    assert (tmp_path / "cartpole_ranks.zip").is_file()
+
+
+def test_the_steps_per_second_of_a_process_are_told():
+    output = run_example("benchmark_ranks.py", "--measure", "2", "64", "--timesteps", "256")
+    assert re.fullmatch(r"[\d.]+ steps/s\n", output)
+
+
 def test_the_cost_of_the_diagnostics_is_told():
     output = run_example("benchmark_diagnostics.py", "--timesteps", "2048", "--rollouts", "1")
     shares = dict(re.findall(r"^(\w+) .*?([\d.]+)% of the training", output, flags=re.MULTILINE))

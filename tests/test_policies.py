@@ -88,9 +88,7 @@ def test_joint_gradients_equal_the_loss_written_out_by_hand(pixel_cartpole, rl_g
         JepaPolicy,
         pixel_cartpole,
         ent_coef=0.01,
-        policy_kwargs=dict(
-            SMALL_POLICY, objective_kwargs=dict(objective_kwargs, target_refresh="step"), rl_gradient=rl_gradient
-        ),
+        policy_kwargs=dict(SMALL_POLICY, objective_kwargs=objective_kwargs, rl_gradient=rl_gradient),
         **ONE_BATCH,
     )
     # Something to tell the context and target encoder apart by

@@ -15,6 +15,7 @@ from sb3_jepa.parts.losses import (
     variance_loss,
 )
 from sb3_jepa.parts.predictors import ActionConditionedPredictor
+from sb3_jepa.parts.ranks import join_batches
 from sb3_jepa.parts.targets import MomentumEncoder
 
 
@@ -41,11 +42,10 @@ class NextLatentPrediction(nn.Module):
     :param hidden_dim: Hidden width of the predictor
     :param predictor_gain: Gain of the predictor's initialisation, see
         :class:`~sb3_jepa.parts.ActionConditionedPredictor`; ``None`` for PyTorch's own
-    :param target_refresh: For how long target embeddings hold: ``"rollout"``, the target encoder embeds a rollout once,
-        before the first of its minibatches; ``"epoch"``, once for each pass over the rollout; ``"step"``, for every
-        minibatch anew, as in the paper. (The target encoder itself always moves on after each step.) Alternating
-        training, which goes over a rollout once, and training without a :class:`~sb3_jepa.JepaCallback` embed every
-        minibatch.
+    :param target_refresh: For how long target embeddings hold: ``"step"``, the target encoder embeds every minibatch
+        anew, as in the paper; ``"epoch"``, all of a rollout once for each pass over it; ``"rollout"``, once for all
+        passes, which is the fastest. (The target encoder itself always moves on after each step.) Alternating training,
+        which goes over a rollout once, and training without a :class:`~sb3_jepa.JepaCallback` embed every minibatch.
     :raises ValueError: If the momentum leaves [0, 1], a coefficient is negative, or ``target_refresh`` is none of these
     """
 
@@ -61,7 +61,7 @@ class NextLatentPrediction(nn.Module):
         covariance_coef: float = 0.01,
         hidden_dim: int = 128,
         predictor_gain: float | None = None,
-        target_refresh: str = "rollout",
+        target_refresh: str = "step",
     ):
         super().__init__()
         if target_refresh not in ("step", "epoch", "rollout"):
@@ -132,21 +132,23 @@ class NextLatentPrediction(nn.Module):
         :param target: Target embedding of the next observations ``(batch, embed_dim)``, where it is known already
         :return: The loss, its terms, and what was predicted
         """
+        # With several ranks, of all of them
+        (embeddings,) = join_batches(embedding)
         # Where it is only a gauge it needs no gradient
-        variance = embedding_variance(embedding if self.variance_coef > 0 else embedding.detach())
+        variance = embedding_variance(embeddings if self.variance_coef > 0 else embeddings.detach())
         terms = {"embedding_variance": variance, "variance_loss": variance_loss(variance)}
         loss = self.variance_coef * terms["variance_loss"]
         if self.deviation_coef > 0:
-            terms["deviation_loss"] = deviation_loss(embedding)
+            terms["deviation_loss"] = deviation_loss(embeddings)
             loss = loss + self.deviation_coef * terms["deviation_loss"]
         if self.covariance_coef > 0:
-            terms["covariance_loss"] = covariance_loss(embedding)
+            terms["covariance_loss"] = covariance_loss(embeddings)
             loss = loss + self.covariance_coef * terms["covariance_loss"]
         prediction = None
         if self.prediction_coef > 0:
             prediction = self.predictor(embedding, actions)
             target = self.target_encoder(next_observations) if target is None else target
-            terms["prediction_loss"] = prediction_loss(prediction, target, valid)
+            terms["prediction_loss"] = prediction_loss(*join_batches(prediction, target, valid))
             loss = loss + self.prediction_coef * terms["prediction_loss"]
         terms = {name: term.detach() for name, term in terms.items()}
         return ObjectiveOutput(loss, terms, prediction, target, valid)
