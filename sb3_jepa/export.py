@@ -89,8 +89,12 @@ def export_policy(model: BaseAlgorithm, path: str | pathlib.Path) -> None:
     observation, _ = policy.obs_to_tensor(unkeyed(batch))
     any_batch = {0: th.export.Dim.AUTO}
     shapes: Any = {key: any_batch for key in batch} if NO_KEY not in batch else any_batch
+    acting = ActingPolicy(policy)
     with _quietly():
-        program = th.export.export(ActingPolicy(policy), (observation,), dynamic_shapes=(shapes,), strict=False)
+        # What is worked out only once is not to be part of it, such as which tokens are constant
+        with th.no_grad():
+            acting(observation)
+        program = th.export.export(acting, (observation,), dynamic_shapes=(shapes,), strict=False)
         with replace_when_complete(path) as unfinished:
             if path.suffix == ".pt2":
                 th.export.save(program, unfinished)  # type: ignore[arg-type]

@@ -69,6 +69,18 @@ class JepaExtractor(BaseFeaturesExtractor):
     :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`
     :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
         checks), as in Stable-Baselines3's ``NatureCNN``
+    :param drop_constant_tokens: Whether to leave out the patches of images that never changed while the input
+        statistics were measured, such as the background. What a random policy has not shown by then is never seen.
+    :param token_budget: How many tokens an image keeps at most: those whose patches differ most from what is already
+        known, which is the frame before, or else the mean of the input statistics (without these, black), see
+        :class:`~sb3_jepa.parts.token_selection.TokenSelection`. An image that has no more keeps all.
+    :param autocast: Whether to compute the transformer in bfloat16, on devices that do. Parameters, standardised inputs
+        and embedding stay float32. On a GPU it is faster; on a CPU it is seldom so.
+    :param compile_kwargs: If given, the encoder is compiled, with these keyword arguments of ``torch.compile``; ``{}``
+        for its defaults, ``dict(mode="reduce-overhead")`` for CUDA graphs. The first batches take up to minutes, and on
+        a CPU a C++ compiler must be installed. PyTorch keeps eight graphs for all encoders of a process, and one model
+        needs five or more: call ``torch.compiler.reset()`` before the next one. ``TRPO`` and
+        :func:`~sb3_jepa.export_policy` do without.
     :raises ValueError: If the observations are none of these, do not fit ``patch_size`` or ``frames``, or if an
         argument is not among those accepted
     """
@@ -87,11 +99,19 @@ class JepaExtractor(BaseFeaturesExtractor):
         standardize_frames: int = 1024,
         frozen: bool = False,
         normalized_image: bool = False,
+        drop_constant_tokens: bool = False,
+        token_budget: int | None = None,
+        autocast: bool = False,
+        compile_kwargs: dict[str, Any] | None = None,
     ):
         if frames_as not in ("changes", "channels", "tokens"):
             raise ValueError(f'`frames_as` must be "changes", "channels" or "tokens", got {frames_as!r}')
         if standardize_frames < 0:
             raise ValueError(f"`standardize_frames` must not be negative, got {standardize_frames}")
+        if drop_constant_tokens and standardize_frames == 0:
+            raise ValueError(
+                "`drop_constant_tokens=True` needs the input statistics: `standardize_frames` must be positive, got 0"
+            )
         super().__init__(observation_space, features_dim=embed_dim)
         self.standardize_frames = standardize_frames
         self.frames = frames
@@ -103,15 +123,45 @@ class JepaExtractor(BaseFeaturesExtractor):
             frames=frames,
             frames_as=frames_as,
             normalized_image=normalized_image,
+            drop_constant_tokens=drop_constant_tokens,
+            token_budget=token_budget,
         )
         tokenizer = (
             DictTokenizer({key: make(space) for key, space in observation_space.items()}, embed_dim)
             if isinstance(observation_space, spaces.Dict)
             else make(observation_space)
         )
+        self._selections = [
+            module.selection
+            for module in tokenizer.modules()
+            if isinstance(module, StandardizedPatchTokenizer) and module.selection is not None
+        ]
+        if (drop_constant_tokens or token_budget is not None) and not self._selections:
+            raise ValueError(
+                "`drop_constant_tokens` and `token_budget` leave out patches of images, and there is no image in "
+                f"{observation_space}"
+            )
         self.encoder = TransformerEncoder(tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm)
+        self.autocast = autocast
+        self.compile_kwargs = compile_kwargs
+        self._compile()
         if frozen:
             self.requires_grad_(False)
+
+    def _compile(self) -> None:
+        if self.compile_kwargs is None:
+            return
+        try:
+            self.encoder.compile(**self.compile_kwargs)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"`compile_kwargs` must be keyword arguments of torch.compile, got {self.compile_kwargs}: {error}"
+            ) from error
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies, such as a target encoder, and unpickled extractors: PyTorch leaves out what it compiled
+        super().__setstate__(state)
+        self._compile()
 
     @property
     def standardizations(self) -> list[InputStandardization]:
@@ -173,7 +223,24 @@ class JepaExtractor(BaseFeaturesExtractor):
         :param observations: Preprocessed observations, such as images ``(batch, frames * channels, height, width)``
         :return: Embedding ``(batch, embed_dim)``
         """
-        return self.encoder(observations)
+        # What is exported is neither rounded nor compiled
+        if th.compiler.is_exporting():
+            return self.encoder.forward(observations)
+        if not self.autocast:
+            return self._encode(observations)
+        with th.autocast(self.encoder.class_token.device.type, th.bfloat16):
+            return self._encode(observations).float()
+
+    def _encode(self, observations: PyTorchObs) -> th.Tensor:
+        if self.compile_kwargs is None:
+            return self.encoder(observations)
+        # A compiled function has no second derivative
+        if self.encoder.is_differentiable_twice:
+            return self.encoder.forward(observations)
+        for selection in self._selections:
+            selection.update()
+        # With CUDA graphs, the next run writes over what this one returns
+        return self.encoder(observations).clone()
 
 
 def preprocess(observations: Any, space: spaces.Space, normalize_images: bool, encoders: Iterable[nn.Module]) -> Any:
@@ -208,7 +275,14 @@ class GymnasiumFrames(nn.Module):
 
 
 def make_tokenizer(
-    space: spaces.Space, embed_dim: int, patch_size: int, frames: int | None, frames_as: str, normalized_image: bool
+    space: spaces.Space,
+    embed_dim: int,
+    patch_size: int,
+    frames: int | None,
+    frames_as: str,
+    normalized_image: bool,
+    drop_constant_tokens: bool = False,
+    token_budget: int | None = None,
 ) -> nn.Module:
     """
     What turns preprocessed observations of a space into tokens; its inputs are standardised, where that makes sense.
@@ -219,6 +293,8 @@ def make_tokenizer(
     :param frames: Number of stacked frames, or None to guess
     :param frames_as: ``"changes"``, ``"channels"`` or ``"tokens"``
     :param normalized_image: Whether to assume that images are already normalized
+    :param drop_constant_tokens: Whether to leave out the patches of images that are constant
+    :param token_budget: How many tokens an image keeps at most; None for all
     :return: Module that returns ``(batch, tokens, embed_dim)``
     :raises ValueError: If there is none for this space
     """
@@ -228,6 +304,8 @@ def make_tokenizer(
         return StandardizedPatchTokenizer(
             InputStandardization((n_channels, height, width), changes_of=n_frames if frames_as == "changes" else 1),
             PatchTokenizer(n_tokenized, n_channels // n_tokenized, height, width, patch_size, embed_dim),
+            drop_constant_tokens,
+            token_budget,
         )
 
     if isinstance(space, spaces.Discrete):

@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_jepa.parts import DictTokenizer, TransformerEncoder
+from sb3_jepa.parts import DictTokenizer, StandardizedPatchTokenizer, TransformerEncoder
 
 
 @th.no_grad()
@@ -18,7 +18,7 @@ def attention_maps(encoder: TransformerEncoder, observations: Any) -> dict[str, 
     :param observations: What its tokenizer takes
     :return: For each key of a ``Dict`` observation (``""`` if it is none) ``(batch, frames, rows, columns)`` for an
         image, ``(batch, numbers)`` for a vector, ``(batch, variables)`` for categories. Over all keys, and with what
-        the class token gives to itself, they sum to one.
+        the class token gives to itself, they sum to one. Places without a token have no attention: zero.
     """
     weights: list[th.Tensor] = []
     attention = encoder.blocks[-1].attention
@@ -26,21 +26,34 @@ def attention_maps(encoder: TransformerEncoder, observations: Any) -> dict[str, 
         lambda module, inputs: weights.append(module.class_token_weights(inputs[0]))
     )
     try:
-        encoder(observations)
+        # A compiled encoder would not call the hook
+        encoder.forward(observations)
     finally:
         hook.remove()  # type: ignore[union-attr]
     of_tokens = weights[0].mean(dim=1)[:, 1:]
-    tokenizer = encoder.tokenizer
-    tokenizers: dict[str, nn.Module] = {"": tokenizer}
-    if isinstance(tokenizer, DictTokenizer):
-        tokenizers = dict(zip(tokenizer.keys, tokenizer.tokenizers.values(), strict=True))
-    shapes = {key: _token_shape(one) for key, one in tokenizers.items()}
-    parts = of_tokens.split([math.prod(shape) for shape in shapes.values()], dim=1)
-    return {key: part.unflatten(1, shape) for (key, shape), part in zip(shapes.items(), parts, strict=True)}
+    inputs: dict[str, tuple[nn.Module, Any]] = {"": (encoder.tokenizer, observations)}
+    if isinstance(encoder.tokenizer, DictTokenizer):
+        tokenizers = zip(encoder.tokenizer.keys, encoder.tokenizer.tokenizers.values(), strict=True)
+        inputs = {key: (tokenizer, observations[key]) for key, tokenizer in tokenizers}
+    maps = {}
+    for key, (tokenizer, observed) in inputs.items():
+        shape, places = _layout(tokenizer, observed)
+        n_tokens = math.prod(shape) if places is None else places.shape[-1]
+        part, of_tokens = of_tokens[:, :n_tokens], of_tokens[:, n_tokens:]
+        if places is not None:
+            part = part.new_zeros(len(part), math.prod(shape)).scatter(1, places.expand_as(part), part)
+        maps[key] = part.unflatten(1, shape)
+    return maps
 
 
-def _token_shape(tokenizer: nn.Module) -> tuple[int, ...]:
+def _layout(tokenizer: nn.Module, observations: Any) -> tuple[tuple[int, ...], th.Tensor | None]:
+    """How the tokens of observations are laid out, and the places of those that there are, if some are left out."""
+    places = None
     # What reorders and standardises the input comes before
     while isinstance(tokenizer, nn.Sequential):
+        if isinstance(tokenizer, StandardizedPatchTokenizer):
+            places = tokenizer.places(observations)
+        else:
+            observations = tokenizer[:-1](observations)
         tokenizer = tokenizer[-1]
-    return tokenizer.token_shape  # type: ignore[return-value]
+    return tokenizer.token_shape, places  # type: ignore[return-value]

@@ -179,7 +179,8 @@ def attention_figure(
     steps: Sequence[int] | None = None,
 ) -> "Figure":
     """
-    The class token's attention, laid over the frames.
+    The class token's attention, laid over the frames. Where a token was left out there is none; even attention is even
+    over those that there are.
 
     :param images: Some observations, ``(observations, frames, height, width)`` or ``(..., 3)``
     :param maps: ``(observations, frames, rows, columns)``; with one map for all frames, it is laid over the newest
@@ -198,7 +199,7 @@ def attention_figure(
         pairs = [pair for row in zip(images, maps, strict=True) for pair in zip(*row, strict=True)]
         n_columns = images.shape[1]
     figure = new_figure(WIDTH, HEIGHT, title, verdict)
-    even = 1.0 / (maps.shape[1] * maps.shape[2] * maps.shape[3])
+    even = 1.0 / max(1, np.count_nonzero(maps, axis=(1, 2, 3)).max())
     overlay = None
     for index, (image, weights) in enumerate(pairs):
         axes = figure.add_subplot(-(-len(pairs) // n_columns), n_columns, index + 1)

@@ -1,6 +1,7 @@
 """Target encoders: what the predictor has to guess."""
 
 import copy
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -19,6 +20,11 @@ class MomentumEncoder(nn.Module):
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self._versions: dict[int, tuple[int, int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The buffers of a copy count their versions anew
+        return dict(super().__getstate__(), _versions={})
 
     def train(self, mode: bool = True) -> "MomentumEncoder":
         """Stay in evaluation mode, whatever mode the parent module is put in."""
@@ -50,5 +56,8 @@ class MomentumEncoder(nn.Module):
 
         :param encoder: The context encoder
         """
-        for own, theirs in zip(self.encoder.buffers(), encoder.buffers(), strict=True):
-            own.copy_(theirs)
+        for index, (own, theirs) in enumerate(zip(self.encoder.buffers(), encoder.buffers(), strict=True)):
+            # Who works something out from a buffer need not do so again after each update
+            if self._versions.get(index) != (own._version, theirs._version):
+                own.copy_(theirs)
+                self._versions[index] = own._version, theirs._version

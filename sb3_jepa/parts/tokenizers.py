@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_jepa.parts.standardization import InputStandardization
+from sb3_jepa.parts.token_selection import TokenSelection, take_places
 
 # Below this, the tokens of images are made step by step
 MIN_IMAGES_TO_FOLD = 16
@@ -68,12 +69,16 @@ class PatchTokenizer(nn.Module):
             if code is not None:
                 nn.init.normal_(code, std=0.02)
 
-    def forward(self, images: th.Tensor) -> th.Tensor:
+    def forward(self, images: th.Tensor, places: th.Tensor | None = None) -> th.Tensor:
         """
         :param images: ``(batch, frames * channels, height, width)``, frames in order, oldest first
+        :param places: Of the patches that become tokens, ``(tokens,)`` or ``(batch, tokens)``; None for all
         :return: ``(batch, tokens, embed_dim)``, ordered by frame, row, column
         """
-        return (self.projection(self.patches(images)) + self.place_code).flatten(1, 3)
+        if places is None:
+            return (self.projection(self.patches(images)) + self.place_code).flatten(1, 3)
+        patches = take_places(self.patches(images).flatten(1, 3), places)
+        return self.projection(patches) + F.embedding(places, self.place_code.flatten(0, 2))
 
     def patches(self, images: th.Tensor) -> th.Tensor:
         """
@@ -102,10 +107,23 @@ class StandardizedPatchTokenizer(nn.Sequential):
 
     :param standardization: Of images
     :param tokenizer: Of their patches
+    :param drop_constant_tokens: Whether to leave out the patches that never changed while the images were measured,
+        see :class:`~sb3_jepa.parts.token_selection.TokenSelection`
+    :param token_budget: How many tokens each image keeps at most, those that differ most from what is already known;
+        None for all
     """
 
-    def __init__(self, standardization: InputStandardization, tokenizer: PatchTokenizer):
+    def __init__(
+        self,
+        standardization: InputStandardization,
+        tokenizer: PatchTokenizer,
+        drop_constant_tokens: bool = False,
+        token_budget: int | None = None,
+    ):
         super().__init__(standardization, tokenizer)
+        self.selection: TokenSelection | None = None
+        if drop_constant_tokens or token_budget is not None:
+            self.selection = TokenSelection(standardization, tokenizer, drop_constant_tokens, token_budget)
 
     @property
     def standardization(self) -> InputStandardization:
@@ -117,17 +135,36 @@ class StandardizedPatchTokenizer(nn.Sequential):
         """What makes tokens of their patches."""
         return self[1]  # type: ignore[return-value]
 
+    def places(self, images: th.Tensor) -> th.Tensor | None:
+        """
+        :param images: As of :meth:`forward`
+        :return: The places of their tokens, ``(tokens,)`` if they are the same in all images, else
+            ``(batch, tokens)``; None if there is a token for each place
+        """
+        return None if self.selection is None else self.selection.places(self.tokenizer.patches(images).flatten(1, 3))
+
     def forward(self, images: th.Tensor) -> th.Tensor:
         """
         :param images: ``(batch, frames * channels, height, width)``, uint8 from 0 to 255, or already scaled to [0, 1]
         :return: ``(batch, tokens, embed_dim)``, ordered by frame, row, column
         """
-        standardization, tokenizer = self.standardization, self.tokenizer
         scale = 1.0 / 255.0 if images.dtype == th.uint8 else 1.0
-        # The weights are soon standardised, but not sooner than a few images
-        is_exporting = th.compiler.is_exporting()  # then the number of images is not known
-        if standardization.is_measuring or is_exporting or len(images) < MIN_IMAGES_TO_FOLD:
-            return super().forward(images * scale)
+        if self._goes_step_by_step(images):
+            return self.tokenizer(self.standardization(images * scale), self.places(images))
+        return self._forward_folded(images, scale)
+
+    def _goes_step_by_step(self, images: th.Tensor) -> bool:
+        # When it is exported, the number of images is not known
+        if self.standardization.is_measuring or th.compiler.is_exporting():
+            return True
+        # In weights that are rounded, frames and the changes between them would not cancel
+        if th.is_autocast_enabled(images.device.type):
+            return True
+        # The weights are soon standardised, but not sooner than a few images. One graph is for any number of them
+        return not th.compiler.is_compiling() and len(images) < MIN_IMAGES_TO_FOLD
+
+    def _forward_folded(self, images: th.Tensor, scale: float) -> th.Tensor:
+        standardization, tokenizer = self.standardization, self.tokenizer
         weight = tokenizer.projection.weight
         by_frame = weight.unflatten(1, (standardization.changes_of, -1))  # (embed_dim, frames, pixels of a frame)
         # One deviation for all pixels of a frame; of frames that are tokens of their own, one for all
@@ -135,11 +172,15 @@ class StandardizedPatchTokenizer(nn.Sequential):
         of_pixels = standardization.changes_to_frames(by_frame / deviation)
         # Before the product and not after it: the difference of two large numbers would not be exact
         mean = tokenizer.patches(standardization.mean_of_frames[None] / scale)
-        patches = tokenizer.patches(images)
+        patches, code = tokenizer.patches(images), tokenizer.place_code
+        patches, mean, code = (one.flatten(1, 3) for one in (patches, mean, code[None]))
+        places = None if self.selection is None else self.selection.places(patches)
+        if places is not None:
+            patches = take_places(patches, places)
+            mean, code = (F.embedding(places, one[0]) for one in (mean, code))
         # What bytes become is new, and may be changed in place: to allocate so much again takes several times as long
         patches = patches.to(weight.dtype).sub_(mean) if patches.dtype == th.uint8 else patches - mean
-        tokens = F.linear(patches, (of_pixels * scale).flatten(1), tokenizer.projection.bias)
-        return (tokens + tokenizer.place_code).flatten(1, 3)
+        return F.linear(patches, (of_pixels * scale).flatten(1), tokenizer.projection.bias) + code
 
 
 class ColumnTokenizer(nn.Module):

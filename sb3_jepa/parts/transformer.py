@@ -1,5 +1,7 @@
 """A small pre-norm vision transformer whose class token is the embedding."""
 
+from typing import Any
+
 import torch as th
 from torch import nn
 from torch.nn import functional as F
@@ -144,7 +146,12 @@ class TransformerEncoder(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.class_token, std=0.02)
 
-    def forward(self, observations: th.Tensor) -> th.Tensor:
+    @property
+    def is_differentiable_twice(self) -> bool:
+        """Whether its attention has a second derivative."""
+        return any(block.attention.is_differentiable_twice for block in self.blocks)  # type: ignore[union-attr,operator]
+
+    def forward(self, observations: Any) -> th.Tensor:
         """
         :param observations: What the tokenizer takes
         :return: Embedding ``(batch, embed_dim)``
