@@ -30,17 +30,26 @@ TOKENS = dict(frames_as="tokens", patch_size=14)
 ARMS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "CnnPolicy": (64, None),
     "JepaPolicy": (64, {}),
-    "JepaPolicy, targets by rollout": (64, dict(objective_kwargs=dict(target_refresh="rollout"))),
     "JepaPolicy without JEPA": (64, dict(objective_kwargs=NO_JEPA)),
+    # Options that change what is computed
+    "JepaPolicy, targets by rollout": (64, dict(objective_kwargs=dict(target_refresh="rollout"))),
+    "JepaPolicy, 12 of 24 tokens": (64, dict(features_extractor_kwargs=dict(token_budget=12))),
     "CnnPolicy, 84 x 84": ((84, 84), None),
     "JepaPolicy, 84 x 84, frames as tokens": ((84, 84), dict(features_extractor_kwargs=TOKENS)),
+    "JepaPolicy, 84 x 84, 24 of 108 tokens": (
+        (84, 84),
+        dict(features_extractor_kwargs=dict(TOKENS, token_budget=24)),
+    ),
 }
 # (numerator, denominator) of steps per second
 RATIOS = [
     ("JepaPolicy", "CnnPolicy"),
     ("JepaPolicy", "JepaPolicy without JEPA"),
+    ("JepaPolicy, targets by rollout", "CnnPolicy"),
     ("JepaPolicy, targets by rollout", "JepaPolicy without JEPA"),
+    ("JepaPolicy, 12 of 24 tokens", "CnnPolicy"),
     ("JepaPolicy, 84 x 84, frames as tokens", "CnnPolicy, 84 x 84"),
+    ("JepaPolicy, 84 x 84, 24 of 108 tokens", "CnnPolicy, 84 x 84"),
 ]
 
 

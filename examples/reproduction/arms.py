@@ -65,8 +65,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "without-vicreg": default(objective_kwargs=dict(deviation_coef=0.0, covariance_coef=0.0)),
     "without-changes": default(features_extractor_kwargs=dict(frames_as="channels")),
     "without-slow-encoder": default(encoder_lr_factor=1.0),
-    # Faster: the target encoder embeds a rollout once
+    # Faster: the target encoder embeds a rollout once; half of the tokens, those that differ most from what is known;
+    # no token of a patch that did not change while a random policy acted
     "targets-by-rollout": default(objective_kwargs=dict(target_refresh="rollout")),
+    "token-budget": default(features_extractor_kwargs=dict(token_budget=12)),
+    "without-constant-tokens": default(features_extractor_kwargs=dict(drop_constant_tokens=True)),
+    # Faster on GPUs
+    "bfloat16": default(features_extractor_kwargs=dict(autocast=True)),
     "without-target-kl": {**default(), "ppo": dict(target_kl=None)},
     "without-our-ppo": {**default(), "ppo": SB3_PPO},
     "without-normalized-reward": {**default(), "normalize_reward": False},
