@@ -30,7 +30,7 @@ def attention_maps(encoder: TransformerEncoder, observations: Any) -> dict[str, 
         encoder.forward(observations)
     finally:
         hook.remove()  # type: ignore[union-attr]
-    of_tokens = weights[0].mean(dim=1)[:, 1:]
+    of_tokens = th.cat(weights).mean(dim=1)[:, 1:]
     inputs: dict[str, tuple[nn.Module, Any]] = {"": (encoder.tokenizer, observations)}
     if isinstance(encoder.tokenizer, DictTokenizer):
         tokenizers = zip(encoder.tokenizer.keys, encoder.tokenizer.tokenizers.values(), strict=True)

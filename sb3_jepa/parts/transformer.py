@@ -6,6 +6,9 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+# What a processor works on at once is best no larger than its cache
+MAX_TOKENS_ON_CPU = 6144
+
 
 class Attention(nn.Module):
     """
@@ -158,6 +161,13 @@ class TransformerEncoder(nn.Module):
         """
         tokens = self.tokenizer(observations)
         tokens = th.cat((self.class_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+        # A graph is for any number of tokens
+        if tokens.device.type != "cpu" or th.compiler.is_compiling():
+            return self._embed(tokens)
+        n_parts = -(-tokens.shape[0] * tokens.shape[1] // MAX_TOKENS_ON_CPU)
+        return self._embed(tokens) if n_parts <= 1 else th.cat([self._embed(part) for part in tokens.chunk(n_parts)])
+
+    def _embed(self, tokens: th.Tensor) -> th.Tensor:
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         class_token = self.blocks[-1](tokens, class_token_only=True)

@@ -2,7 +2,8 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_jepa.parts import PatchTokenizer, TransformerEncoder
+from sb3_jepa.diagnostics.attention import attention_maps
+from sb3_jepa.parts import PatchTokenizer, TransformerEncoder, transformer
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -18,6 +19,26 @@ def test_class_token_only_last_block_is_exact(depth, final_norm, frames):
     for block in encoder.blocks:
         tokens = block(tokens)
     assert th.allclose(encoder(images), encoder.norm(tokens[:, 0]), atol=1e-5)
+
+
+def test_many_tokens_are_embedded_in_parts(monkeypatch):
+    th.manual_seed(0)
+    encoder = TransformerEncoder(PatchTokenizer(3, 1, 16, 24, 8, 32), 32)
+    images = th.randn(5, 3, 16, 24)
+    n_tokens: list[int] = []
+    encoder.blocks[0].register_forward_pre_hook(lambda _, inputs: n_tokens.append(len(inputs[0])))
+
+    def embed() -> tuple[th.Tensor, ...]:
+        embeddings = encoder(images)
+        return embeddings, *th.autograd.grad(embeddings.square().sum(), encoder.parameters())
+
+    whole, maps = embed(), attention_maps(encoder, images)[""]
+    monkeypatch.setattr(transformer, "MAX_TOKENS_ON_CPU", 2 * (18 + 1))
+    in_parts, maps_in_parts = embed(), attention_maps(encoder, images)[""]
+    assert n_tokens == [5, 5, 2, 2, 1, 2, 2, 1]
+    for one, other in zip(whole, in_parts, strict=True):
+        assert th.allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert th.allclose(maps, maps_in_parts, atol=1e-6)
 
 
 def test_attention_matches_the_textbook():
