@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
@@ -190,7 +190,7 @@ class RolloutSource:
         :return: Every row once before any of them twice
         """
         assert self._next is not None
-        flatten = self.model.rollout_buffer.swap_and_flatten
+        flatten = RolloutBuffer.swap_and_flatten
         observations = {key: flatten(array) for key, array in self._observations.items()}
         actions, device = flatten(self._actions), self.model.device
         n_rows = len(actions)

@@ -162,7 +162,8 @@ class NextObservations(RolloutBuffer):
     The ends of episodes and of the rollout are reported by :class:`~sb3_jepa.JepaCallback`; without it these rows are
     marked as not valid.
 
-    The frames of stacked images are stored once, see :class:`~sb3_jepa.frames.FrameStacks`. Target embeddings are kept,
+    The frames of stacked images are stored once, see :class:`~sb3_jepa.frames.FrameStacks`: ``observations[rows]`` and
+    ``numpy.asarray(observations)`` are arrays, and ``observations`` itself is none. Target embeddings are kept,
     if they are not to be computed for every minibatch: the buffer is told how in ``embed_targets``.
     """
 

@@ -144,9 +144,9 @@ class JepaCallback(BaseCallback):
                     f"JepaCallback's {', '.join(f'`{name}`' for name in given)}"
                 )
             buffer: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
-            if self.policy.objective.keeps_targets:
-                buffer.embed_targets = self.policy.embed_targets
-                buffer.renews_targets_each_epoch = self.policy.objective.target_refresh == "epoch"
+            objective = self.policy.objective
+            buffer.embed_targets = self.policy.embed_targets if objective.keeps_targets else None
+            buffer.renews_targets_each_epoch = objective.target_refresh == "epoch"
         else:
             self._alternating = AlternatingTraining(self.model, **self._alternating_kwargs)  # type: ignore[arg-type]
         surprise_env = unwrap_vec_wrapper(self.training_env, VecSurprise)
@@ -205,6 +205,9 @@ class JepaCallback(BaseCallback):
         self._has_ended = True
         if self._alternating is not None:
             self._alternating.train(self._progress_remaining)
+        else:
+            # A buffer that is copied or saved should not bring the policy along
+            self.model.rollout_buffer.embed_targets = None  # type: ignore[attr-defined]
         self._log_update(is_last=True)
         dump_last_scalars(self)
 

@@ -148,15 +148,25 @@ def _settings(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """What decides how much work an update is, and what it does, by its name."""
     settings: dict[str, Any] = dict(algorithm=type(model).__name__, policy=type(model.policy).__name__)
     for name, value in vars(model).items():
-        if isinstance(value, FloatSchedule):
-            settings[name] = [value(progress_remaining) for progress_remaining in (1.0, 0.5, 0.0)]
-        elif isinstance(value, (int, float, str, type(None))):
-            settings[name] = value
-    public = {name: value for name, value in settings.items() if not name.startswith("_") and name not in OF_EACH_RANK}
+        if not name.startswith("_") and name not in OF_EACH_RANK:
+            settings.update(_comparable(name, value))
     parameters = list(model.policy.parameters())
-    public["number of parameters"] = sum(parameter.numel() for parameter in parameters)
-    public["number of parameters that learn"] = sum(p.numel() for p in parameters if p.requires_grad)
-    return public
+    settings["number of parameters"] = sum(parameter.numel() for parameter in parameters)
+    settings["number of parameters that learn"] = sum(p.numel() for p in parameters if p.requires_grad)
+    return settings
+
+
+def _comparable(name: str, value: Any) -> dict[str, Any]:
+    """What processes can compare of a setting: numbers, texts, schedules, classes by name, and lists of these."""
+    if isinstance(value, FloatSchedule):
+        return {name: [value(progress_remaining) for progress_remaining in (1.0, 0.5, 0.0)]}
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        return {key: one for inner in value for key, one in _comparable(f"{name}.{inner}", value[inner]).items()}
+    if isinstance(value, type):
+        return {name: value.__qualname__}
+    return {name: value} if isinstance(value, (int, float, str, type(None))) else {}
 
 
 def _check_equal(settings: dict[str, Any]) -> None:

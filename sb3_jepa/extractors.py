@@ -79,7 +79,7 @@ class JepaExtractor(BaseFeaturesExtractor):
     :param compile_kwargs: If given, the encoder is compiled, with these keyword arguments of ``torch.compile``; ``{}``
         for its defaults, ``dict(mode="reduce-overhead")`` for CUDA graphs. The first batches take up to minutes, and on
         a CPU a C++ compiler must be installed. PyTorch keeps eight graphs for all encoders of a process, and one model
-        needs five or more: call ``torch.compiler.reset()`` before the next one. ``TRPO`` and
+        needs five to nine: call ``torch.compiler.reset()`` before the next one. ``TRPO`` and
         :func:`~sb3_jepa.export_policy` do without.
     :raises ValueError: If the observations are none of these, do not fit ``patch_size`` or ``frames``, or if an
         argument is not among those accepted

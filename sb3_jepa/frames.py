@@ -125,6 +125,8 @@ class FrameStacks:
         return np.ndarray((*frames.shape[:-1], *self.obs_shape), self.dtype, bytearray().join(frames.ravel().tolist()))
 
     def __array__(self, dtype: np.typing.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("FrameStacks are no array yet: one can only be made as a copy")
         return np.asarray(self[:], dtype)
 
     def swap_and_flatten(self) -> "FrameStacks":

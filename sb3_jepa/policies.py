@@ -246,13 +246,14 @@ class JointPolicy(_Base):
         features = [embedding if self.rl_gradient else embedding.detach() for embedding in embeddings]
         if isinstance(obs, Transitions) and th.is_grad_enabled():
             actions = encode_actions(obs.actions, self.action_space, getattr(self, "squash_output", False))
-            targets = obs.targets or {}
             next_observations = None if obs.next_observations is None else self._preprocess(obs.next_observations)
             for index, name in enumerate(self.encoders):
                 if name in self.objectives:
                     gauge = self.gauges[name]
                     embedding = embeddings[index] if obs.mask is None else embeddings[index][obs.mask]
-                    output = self.objectives[name](embedding, actions, next_observations, obs.valid, targets.get(name))
+                    # An objective that keeps no targets need not take any
+                    known = {} if obs.targets is None else dict(target=obs.targets[name])
+                    output = self.objectives[name](embedding, actions, next_observations, obs.valid, **known)
                     is_reached = features[index].requires_grad
                     # Coefficients of 0 leave a constant, which has no gradient to attach
                     if output.loss.requires_grad:

@@ -95,4 +95,13 @@ class FrameDictReplayBuffer(SharedFrames, DictReplayBuffer):  # type: ignore[mis
     """
     The same for ``Dict`` observations: each image of them is stored with a fraction of the memory, see
     :class:`SharedFrames`. Pass it as ``replay_buffer_class``. The parameters are those of ``DictReplayBuffer``.
+
+    :raises ValueError: If the observations are no ``Dict``, or with ``optimize_memory_usage``
     """
+
+    def __init__(self, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any):
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(
+                f"FrameDictReplayBuffer takes Dict observations, got {observation_space}: use FrameReplayBuffer"
+            )
+        super().__init__(buffer_size, observation_space, *args, **kwargs)

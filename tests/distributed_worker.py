@@ -124,6 +124,18 @@ def compare(folder: pathlib.Path, rank: int) -> None:
             PPO(JepaPolicy, make_env(), policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "n_steps": 16 * (rank + 1)}),
             None,
         ),
+        (
+            "policy_kwargs",
+            PPO(
+                JepaPolicy,
+                make_env(),
+                policy_kwargs=dict(
+                    SMALL_POLICY, net_arch=[16, 16], objective_kwargs=dict(prediction_coef=0.1 * rank, momentum=0.9)
+                ),
+                **SMALL_PPO,
+            ),
+            None,
+        ),
     ):
         try:
             model.learn(100, callback=callback)

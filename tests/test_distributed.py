@@ -70,6 +70,7 @@ def test_what_cannot_be_trained_is_told_before_the_training(of_ranks):
         assert "RecurrentPPO with the policy RecurrentJepaPolicy cannot be trained" in said["RecurrentPPO"]
         assert "PPO with the policy ActorCriticPolicy cannot be trained on several ranks" in said["alternating"]
         assert "`n_steps` is [16, 32]" in said["n_steps"]
+        assert said["policy_kwargs"].endswith(": `policy_kwargs.objective_kwargs.prediction_coef` is [0.0, 0.1]")
 
 
 def test_gradients_are_averaged_over_the_ranks_and_kept_away_where_nobody_has_one(of_ranks):

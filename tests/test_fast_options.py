@@ -82,7 +82,7 @@ def is_compiled(extractor: JepaExtractor) -> bool:
 
 def observe(model: PPO, n: int = 20) -> th.Tensor:
     """The first images of the latest rollout, as bytes."""
-    return th.as_tensor(model.rollout_buffer.observations.reshape(-1, 3, 32, 48)[:n])
+    return th.as_tensor(model.rollout_buffer.observations[:].reshape(-1, 3, 32, 48)[:n])
 
 
 def see(env: VecEnv) -> np.ndarray:
@@ -368,6 +368,10 @@ def test_the_embedding_is_rounded_no_more_than_that():
     ("space", "kwargs", "message"),
     [
         ("image", dict(token_budget=0), "token_budget.*positive.*got 0"),
+        ("image", dict(token_budget=2.0), r"token_budget.*whole number.*got 2\.0"),
+        ("image", dict(token_budget=True), "token_budget.*whole number.*got True"),
+        ("image", dict(token_budget=float("nan")), "token_budget.*whole number.*got nan"),
+        ("image", dict(token_budget="4"), "token_budget.*whole number.*got '4'"),
         ("image", dict(drop_constant_tokens=True, standardize_frames=0), "drop_constant_tokens.*standardize_frames"),
         ("vector", dict(drop_constant_tokens=True), "no image in Box"),
         ("vector", dict(token_budget=3), "no image in Box"),

@@ -3,7 +3,6 @@
 import pickle
 import sys
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -28,7 +27,6 @@ from sb3_jepa import (
     RecurrentPPO,
     noise_diagnostic,
 )
-from sb3_jepa.alternating import RolloutSource
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.envs import make_pixel_vec_env
 from sb3_jepa.frames import FrameStacks, has_frames
@@ -421,26 +419,6 @@ def test_dqn_learns_the_same(tmp_path):
     assert all(th.equal(parameters[name], one) for name, one in trained[1].policy.state_dict().items())
 
 
-def test_transitions_between_rollouts_are_those_of_a_stock_buffer():
-    """What JepaCallback reads when it trains encoders in turn with an algorithm."""
-    found = []
-    for buffer_class in (RolloutBuffer, JepaRolloutBuffer):
-        env = make_stacks(picture(1, 32, 40), 4)
-        buffer = buffer_class(16, env.observation_space, env.action_space, "cpu", n_envs=N_ENVS)
-        source = RolloutSource(SimpleNamespace(rollout_buffer=buffer, device="cpu"))
-        for step in play(env, 16):
-            source.on_step(dict(new_obs=step[4], dones=step[5], infos=step[6]))
-            add_to_rollout(buffer, step)
-        source.on_rollout_end()
-        buffer.reset()
-        np.random.seed(0)
-        found.append(list(source.minibatches(5, 20)))
-    for one, expected in zip(found[1], found[0], strict=True):
-        assert_same(one.observations, expected.observations)
-        assert_same(one.next_observations, expected.next_observations)
-        assert th.equal(one.valid, expected.valid)
-
-
 def test_errors():
     space = spaces.Dict(image=picture(3, 32, 32))
     with pytest.raises(ValueError, match=r"single array, got Dict.*use FrameDictReplayBuffer"):
@@ -452,5 +430,9 @@ def test_errors():
             replay_buffer_class=FrameReplayBuffer,
             optimize_memory_usage=True,
         )
+    with pytest.raises(
+        ValueError, match=r"FrameDictReplayBuffer takes Dict observations, got Box.*use FrameReplayBuffer"
+    ):
+        FrameDictReplayBuffer(4, picture(3, 32, 32), spaces.Discrete(2))
     with pytest.raises(ValueError, match=r"FrameDictReplayBuffer .* must be False"):
         FrameDictReplayBuffer(4, space, spaces.Discrete(2), optimize_memory_usage=True)

@@ -3,9 +3,11 @@ import copy
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_jepa import PPO, JepaPolicy
-from tests.conftest import SMALL_POLICY, SMALL_PPO, make_counting_env
+from sb3_jepa import A2C, PPO, JepaPolicy, MaskablePPO, NextLatentPrediction, RecurrentPPO
+from tests.conftest import SMALL_POLICY, SMALL_PPO, FakeEnv, make_counting_env
 from tests.test_algorithms import assert_equal_states
 
 
@@ -96,3 +98,42 @@ def test_save_and_load(tmp_path):
 def test_other_values_are_refused():
     with pytest.raises(ValueError, match=r'`target_refresh` must be "step", "epoch" or "rollout", got \'minibatch\''):
         make_model("minibatch")
+
+
+def test_the_buffer_asks_the_policy_that_is_trained():
+    model, other = make_model("rollout").learn(96), make_model("step")
+    copy.deepcopy(model.rollout_buffer)
+    model.policy = other.policy
+    assert all(targets is None for targets, _ in train(model))
+
+
+class OwnObjective(NextLatentPrediction):
+    """One that was written before targets could be kept."""
+
+    def forward(self, embedding, actions, next_observations, valid=None):
+        assert next_observations is not None
+        return super().forward(embedding, actions, next_observations, valid)
+
+
+def test_an_objective_of_ones_own_need_not_take_targets():
+    policy_kwargs = dict(SMALL_POLICY, objective_class=OwnObjective)
+    PPO(JepaPolicy, make_counting_env(), policy_kwargs=policy_kwargs, **SMALL_PPO).learn(96)
+
+
+@pytest.mark.parametrize("algorithm", [A2C, MaskablePPO, RecurrentPPO])
+@pytest.mark.parametrize("share", [True, False])
+def test_other_algorithms_and_separate_encoders(algorithm, share):
+    """A target that stands still is the same, whenever it was embedded."""
+    own = {**SMALL_PPO, "learning_rate": 1e-3}
+    if algorithm is A2C:
+        own = dict(n_steps=16, seed=0, device="cpu")
+    parameters = []
+    for target_refresh in ("step", "rollout"):
+        objective_kwargs = dict(target_refresh=target_refresh, momentum=1.0)
+        policy_kwargs = dict(SMALL_POLICY, share_features_extractor=share, objective_kwargs=objective_kwargs)
+        env = make_vec_env(lambda: FakeEnv(spaces.Box(0, 255, (3, 32, 32), np.uint8)), n_envs=2, seed=0)
+        model = algorithm("JepaPolicy", env, policy_kwargs=policy_kwargs, **own).learn(128)
+        assert (model.rollout_buffer._targets is None) == (target_refresh == "step")
+        parameters.append(list(model.policy.parameters()))
+    for one, other in zip(*parameters, strict=True):
+        assert th.allclose(one, other, atol=1e-4)

@@ -20,11 +20,11 @@ class MomentumEncoder(nn.Module):
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
-        self._versions: dict[int, tuple[int, int]] = {}
+        self._copied: dict[int, tuple[th.Tensor, int, th.Tensor, int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # The buffers of a copy count their versions anew
-        return dict(super().__getstate__(), _versions={})
+        return dict(super().__getstate__(), _copied={})
 
     def train(self, mode: bool = True) -> "MomentumEncoder":
         """Stay in evaluation mode, whatever mode the parent module is put in."""
@@ -58,6 +58,12 @@ class MomentumEncoder(nn.Module):
         """
         for index, (own, theirs) in enumerate(zip(self.encoder.buffers(), encoder.buffers(), strict=True)):
             # Who works something out from a buffer need not do so again after each update
-            if self._versions.get(index) != (own._version, theirs._version):
+            if not self._is_copied(index, own, theirs):
                 own.copy_(theirs)
-                self._versions[index] = own._version, theirs._version
+                self._copied[index] = own, own._version, theirs, theirs._version
+
+    def _is_copied(self, index: int, own: th.Tensor, theirs: th.Tensor) -> bool:
+        if index not in self._copied:
+            return False
+        one, version, other, other_version = self._copied[index]
+        return own is one and theirs is other and (own._version, theirs._version) == (version, other_version)

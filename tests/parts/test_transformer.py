@@ -24,13 +24,13 @@ def test_class_token_only_last_block_is_exact(depth, final_norm, frames):
 def test_many_tokens_are_embedded_in_parts(monkeypatch):
     th.manual_seed(0)
     encoder = TransformerEncoder(PatchTokenizer(3, 1, 16, 24, 8, 32), 32)
-    images = th.randn(5, 3, 16, 24)
+    images, weights = th.randn(5, 3, 16, 24), th.randn(5, 32)
     n_tokens: list[int] = []
     encoder.blocks[0].register_forward_pre_hook(lambda _, inputs: n_tokens.append(len(inputs[0])))
 
     def embed() -> tuple[th.Tensor, ...]:
         embeddings = encoder(images)
-        return embeddings, *th.autograd.grad(embeddings.square().sum(), encoder.parameters())
+        return embeddings, *th.autograd.grad((embeddings * weights).sum(), encoder.parameters())
 
     whole, maps = embed(), attention_maps(encoder, images)[""]
     monkeypatch.setattr(transformer, "MAX_TOKENS_ON_CPU", 2 * (18 + 1))
