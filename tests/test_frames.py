@@ -430,9 +430,7 @@ def test_errors():
             replay_buffer_class=FrameReplayBuffer,
             optimize_memory_usage=True,
         )
-    with pytest.raises(
-        ValueError, match=r"FrameDictReplayBuffer takes Dict observations, got Box.*use FrameReplayBuffer"
-    ):
+    with pytest.raises(ValueError, match=r"FrameDictReplayBuffer takes Dict observations, got Box.*FrameReplayBuffer"):
         FrameDictReplayBuffer(4, picture(3, 32, 32), spaces.Discrete(2))
     with pytest.raises(ValueError, match=r"FrameDictReplayBuffer .* must be False"):
         FrameDictReplayBuffer(4, space, spaces.Discrete(2), optimize_memory_usage=True)
