@@ -11,6 +11,8 @@ from sb3_jepa.parts.token_selection import TokenSelection, take_places
 
 # Below this, the tokens of images are made step by step
 MIN_IMAGES_TO_FOLD = 16
+# Of the patches, for the others to be worth leaving out
+MAX_SHARE_IN_FRONT = 0.75
 
 
 class PatchTokenizer(nn.Module):
@@ -178,9 +180,42 @@ class StandardizedPatchTokenizer(nn.Sequential):
         if places is not None:
             patches = take_places(patches, places)
             mean, code = (F.embedding(places, one[0]) for one in (mean, code))
+        code = code + tokenizer.projection.bias
+        weight = (of_pixels * scale).flatten(1)
+        # On other devices, to ask how many patches differ would mean to wait for them
+        if places is None and patches.dtype == th.uint8 and patches.device.type == "cpu":
+            products = self._project_foreground(patches, mean, weight)
+            if products is not None:
+                return products + code
         # What bytes become is new, and may be changed in place: to allocate so much again takes several times as long
         patches = patches.to(weight.dtype).sub_(mean) if patches.dtype == th.uint8 else patches - mean
-        return F.linear(patches, (of_pixels * scale).flatten(1), tokenizer.projection.bias) + code
+        return F.linear(patches, weight) + code
+
+    @staticmethod
+    def _project_foreground(patches: th.Tensor, mean: th.Tensor, weight: th.Tensor) -> th.Tensor | None:
+        """
+        Most patches of a rendered frame are background: equal to the mean, byte for byte, in all images. One product is
+        theirs, and the others have one each.
+
+        :param patches: ``(batch, places, pixels)``, uint8
+        :param mean: ``(1, places, pixels)``, of the same scale
+        :param weight: ``(embed_dim, pixels)``
+        :return: ``(batch, places, embed_dim)``; None if most patches differ, or while a graph is made
+        """
+        if th.compiler.is_compiling():
+            return None
+        background = mean.round().to(th.uint8)
+        # Several bytes at once
+        n_pixels = patches.shape[-1]
+        dtype = th.int64 if n_pixels % 8 == 0 else th.int32 if n_pixels % 4 == 0 else th.uint8
+        differs = (patches.view(dtype) != background.view(dtype)).any(dim=-1)
+        rows = differs.flatten().nonzero()[:, 0]
+        if len(rows) > MAX_SHARE_IN_FRONT * differs.numel():
+            return None
+        in_front = patches.flatten(0, 1).index_select(0, rows).to(weight.dtype)
+        in_front.sub_(mean[0].index_select(0, rows % patches.shape[1]))
+        products = F.linear(background - mean, weight).expand(len(patches), -1, -1).flatten(0, 1)
+        return products.index_copy(0, rows, F.linear(in_front, weight)).unflatten(0, (len(patches), -1))
 
 
 class ColumnTokenizer(nn.Module):

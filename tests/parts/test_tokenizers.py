@@ -67,3 +67,34 @@ def test_standardised_patches_in_one_product_are_those_of_two_steps(frames, chan
     wanted = th.autograd.grad(expected, list(tokenizer.parameters()), gradient)
     for one, other in zip(found, wanted, strict=True):
         assert th.allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes_of", [1, 3])
+@pytest.mark.parametrize("patch_size", [8, 6, 5])  # of which 8, 4 and 1 bytes are compared at once
+@pytest.mark.parametrize("background", ["most", "all", "none"])
+def test_patches_that_are_background_are_projected_once(changes_of, patch_size, background):
+    """A rendered frame: a rectangle somewhere on grey, which the mean is equal to where the rectangle has not been."""
+    th.manual_seed(0)
+    images = th.full((40, 3, 24, 32), 200, dtype=th.uint8)
+    if background == "none":
+        images = th.randint(0, 256, images.shape, dtype=th.uint8)
+    if background == "most":
+        for image, column in zip(images, th.randint(0, 24, (40,)).tolist(), strict=True):
+            image[:, 10:13, column : column + 4] = 30
+    standardization = InputStandardization((3, 24, 32), changes_of)
+    frames = 1 if changes_of == 3 else 3
+    tokenizer = StandardizedPatchTokenizer(standardization, PatchTokenizer(frames, 3 // frames, 24, 32, patch_size, 16))
+    standardization.update(images[:20] / 255.0)
+
+    weights = th.randn_like(tokenizer(images))
+    results, products = [], []
+    project = tokenizer._project_foreground
+    for is_sparse in (True, False):
+        tokenizer._project_foreground = lambda *args, is_sparse=is_sparse: (
+            products.append(project(*args)) or (products[-1] if is_sparse else None)
+        )
+        tokens = tokenizer(images)
+        results.append((tokens, *th.autograd.grad((tokens * weights).sum(), tokenizer.parameters())))
+    assert all((product is None) == (background == "none") for product in products)
+    for one, other in zip(*results, strict=True):
+        assert th.allclose(one, other, rtol=1e-4, atol=1e-4)
