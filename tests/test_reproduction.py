@@ -44,18 +44,15 @@ def test_finished_runs_are_kept_others_start_again_and_all_are_reported(tmp_path
 
 def test_arms_take_turns_until_they_return_enough(tmp_path):
     out = tmp_path / "times.json"
-    arguments = ("--arms", "default", "cnn-sb3", "--wanted", "1000", "--timesteps", "1024", "--out", str(out))
+    arguments = ("--arms", "default", "cnn-sb3", "--wanted", "15", "--timesteps", "100000", "--out", str(out))
     table = run_example("reproduction/time_to_return.py", *arguments)
     (competition,) = json.loads(out.read_text())
-    # What the inputs are measured with counts
+    # An untrained policy returns that much
     assert all(result["timesteps"] == 1024 for result in competition["results"].values())
-    assert all(result["seconds"] > 0 and 10 < result["mean_return"] < 50 for result in competition["results"].values())
-    assert table.count("(not reached)") == 2
+    assert all(result["seconds"] > 0 and 15 <= result["mean_return"] < 50 for result in competition["results"].values())
+    assert "not reached" not in table
     assert "cnn-sb3 / default: time" in table
-    # What is finished is not run again, and what returns enough has ended
+    # What is finished is not run again
     modified = out.stat().st_mtime_ns
     assert run_example("reproduction/time_to_return.py", *arguments) == table
     assert out.stat().st_mtime_ns == modified
-    table = run_example("reproduction/time_to_return.py", *arguments, "--wanted", "1")
-    assert "not reached" not in table
-    assert len(json.loads(out.read_text())) == 2
