@@ -101,10 +101,10 @@ def measure_inputs(
     :param observations: ``(samples, *observation shape)``
     :param objectives: What its encoders learn, by the names of :func:`find_encoders`
     """
-    inputs = preprocess_obs(
-        obs_as_tensor(observations, policy.device), policy.observation_space, normalize_images=policy.normalize_images
-    )
-    inputs = unkeyed({key: gather_batch(tensor) for key, tensor in by_key(inputs).items()})
+    tensors = by_key(obs_as_tensor(observations, policy.device))
+    # As they are stored: images are bytes
+    of_all_ranks = unkeyed({key: gather_batch(tensor) for key, tensor in tensors.items()})
+    inputs = preprocess_obs(of_all_ranks, policy.observation_space, normalize_images=policy.normalize_images)
     for extractor in _features_extractors(policy).values():
         parts = [module for module in extractor.modules() if isinstance(module, JepaExtractor)]
         lacking = [one for part in parts if part.n_inputs_to_measure > 0 for one in part.standardizations]

@@ -21,6 +21,8 @@ from arms import ARMS
 from run import make_model, make_settings
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_jepa.saving import replace_when_complete
+
 
 class TakeTurns(BaseCallback):
     """
@@ -116,10 +118,8 @@ def main() -> None:
         if not any(one["settings"] == settings and one["seed"] == seed for one in finished):
             results = compete(arguments.arms, seed, arguments.wanted, arguments.timesteps)
             finished.append(dict(settings=settings, seed=seed, results=results))
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")
-            unfinished.write_text(json.dumps(finished, indent=2))
-            unfinished.replace(arguments.out)
+            with replace_when_complete(arguments.out) as unfinished:
+                pathlib.Path(unfinished).write_text(json.dumps(finished, indent=2))  # type: ignore[arg-type]
     chosen = [one for one in finished if one["settings"] == settings and one["seed"] in arguments.seeds]
     for one in chosen:
         for arm, result in one["results"].items():

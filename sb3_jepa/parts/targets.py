@@ -6,6 +6,8 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_jepa.parts.versions import Versions
+
 
 class MomentumEncoder(nn.Module):
     r"""
@@ -20,11 +22,11 @@ class MomentumEncoder(nn.Module):
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
-        self._copied: dict[int, tuple[th.Tensor, int, th.Tensor, int]] = {}
+        self._copied = Versions()
 
     def __getstate__(self) -> dict[str, Any]:
         # The buffers of a copy count their versions anew
-        return dict(super().__getstate__(), _copied={})
+        return dict(super().__getstate__(), _copied=Versions())
 
     def train(self, mode: bool = True) -> "MomentumEncoder":
         """Stay in evaluation mode, whatever mode the parent module is put in."""
@@ -56,14 +58,10 @@ class MomentumEncoder(nn.Module):
 
         :param encoder: The context encoder
         """
-        for index, (own, theirs) in enumerate(zip(self.encoder.buffers(), encoder.buffers(), strict=True)):
-            # Who works something out from a buffer need not do so again after each update
-            if not self._is_copied(index, own, theirs):
-                own.copy_(theirs)
-                self._copied[index] = own, own._version, theirs, theirs._version
-
-    def _is_copied(self, index: int, own: th.Tensor, theirs: th.Tensor) -> bool:
-        if index not in self._copied:
-            return False
-        one, version, other, other_version = self._copied[index]
-        return own is one and theirs is other and (own._version, theirs._version) == (version, other_version)
+        own, theirs = list(self.encoder.buffers()), list(encoder.buffers())
+        # Who works something out from a buffer need not do so again after each update
+        if self._copied.are_those_of(own + theirs):
+            return
+        for one, other in zip(own, theirs, strict=True):
+            one.copy_(other)
+        self._copied = Versions(own + theirs)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch as th
 
 from sb3_jepa.parts.standardization import InputStandardization
+from sb3_jepa.parts.versions import Versions
 
 if TYPE_CHECKING:
     from sb3_jepa.parts.tokenizers import PatchTokenizer
@@ -48,7 +49,7 @@ class TokenSelection:
 
     def _forget(self) -> None:
         self._varying: th.Tensor | None = None
-        self._noticed: tuple[th.Tensor, int] | None = None
+        self._noticed = Versions()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has statistics of its own, whose versions are counted anew
@@ -64,9 +65,7 @@ class TokenSelection:
         To be called before a compiled function that makes tokens: what it decides is not part of a graph.
         """
         variance = self.standardization.variance
-        if not self.drop_constant_tokens or (
-            self._noticed is not None and self._noticed[0] is variance and self._noticed[1] == variance._version
-        ):
+        if not self.drop_constant_tokens or self._noticed.are_those_of([variance]):
             return
         varies = (self.tokenizer.patches(variance[None]) > 0).any(dim=-1).flatten()
         if self.standardization.n_seen == 0 or varies.all():
@@ -75,7 +74,7 @@ class TokenSelection:
             # Where nothing changes at all, one token still has to be there
             varies[0] |= ~varies.any()
             self._varying = varies.nonzero().flatten()
-        self._noticed = variance, variance._version
+        self._noticed = Versions([variance])
 
     def places(self, patches: th.Tensor) -> th.Tensor | None:
         """

@@ -1,0 +1,27 @@
+"""Whether tensors have changed, without a look at their values."""
+
+from collections.abc import Sequence
+
+import torch as th
+
+
+class Versions:
+    """
+    Tensors as they are at a moment. PyTorch counts how often a tensor was changed in place, so that nothing is compared
+    and no device waited for.
+
+    :param tensors: To be remembered
+    """
+
+    def __init__(self, tensors: Sequence[th.Tensor] = ()):
+        self._versions = [(tensor, tensor._version) for tensor in tensors]
+
+    def are_those_of(self, tensors: Sequence[th.Tensor]) -> bool:
+        """
+        :param tensors: As many as were remembered, or others
+        :return: Whether they are the same objects, and were not changed since
+        """
+        return len(tensors) == len(self._versions) and all(
+            tensor is one and tensor._version == version
+            for tensor, (one, version) in zip(tensors, self._versions, strict=True)
+        )
