@@ -9,6 +9,7 @@ import numpy as np
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa.buffers import by_key, unkeyed
@@ -37,7 +38,7 @@ def record_env(
     :param folder: Where to save them; None to keep them in memory
     :param policy: What acts: a model, the path of a saved one, or anything else with the ``predict`` of
         Stable-Baselines3. By default actions are drawn evenly from the action space.
-    :param seed: Seed of the environments, and of these actions
+    :param seed: Seed of the environments and of the actions
     :param progress_bar: Display a progress bar using tqdm and rich
     :return: The recordings
     :raises ValueError: If an argument is not among those accepted, or the folder holds other recordings
@@ -79,6 +80,8 @@ def _collect(env: VecEnv, model: Any, seed: int, writer: RecordingWriter, bar: A
     # That so many rows were written before makes it the seed of other episodes
     env.seed(seed)
     env.action_space.seed(seed)
+    if model is not None:
+        set_random_seed(seed)
     observations: Any = env.reset()
     state, starts = None, np.ones(env.num_envs, dtype=bool)
     episodes = writer.next_episode + np.arange(env.num_envs)
