@@ -70,8 +70,8 @@ def read_buffer(buffer: ReplayBuffer | RolloutBuffer) -> Recordings:
     what the buffer overwrites later is overwritten here.
 
     :param buffer: Replay buffer or rollout buffer, full or not
-    :return: The recordings. An episode that the buffer holds two parts of, for it has overwritten what was between
-        them, counts as two.
+    :return: The recordings, in the order in which the buffer has its rows. An episode of a replay buffer that another
+        call of ``learn()`` broke off counts as one with the next, for no step has ended it.
     :raises ValueError: If it is no such buffer, or empty
     """
     if not isinstance(buffer, (ReplayBuffer, RolloutBuffer)):
@@ -135,7 +135,7 @@ def read_file(path: str | os.PathLike, observation_space: spaces.Space | None = 
         episode: by their numbers in ``episodes``, or by what ended with a row, ``dones``, or ``terminals`` and
         ``timeouts``. Images may have their channels first or last.
     :param observation_space: Of the environment that they are from; a folder knows it. By default it is guessed:
-        ``uint8`` in three or more dimensions are images, other whole numbers are categories, and all else is numbers.
+        ``uint8`` in three or more dimensions are images, other whole numbers are categories, and floats are numbers.
     :return: The recordings. If nothing is known of episodes, all rows count as one.
     :raises ValueError: If it is no such file, or its observations are none of the space
     """
@@ -149,7 +149,10 @@ def read_file(path: str | os.PathLike, observation_space: spaces.Space | None = 
         return recordings
     if not path.is_file() or path.suffix not in (".npy", ".npz"):
         raise ValueError(f"`path` must be an .npy or .npz file, or a folder of `record_env`, got {path}")
-    arrays = {array_name(NO_KEY): np.load(path, mmap_mode="r")} if path.suffix == ".npy" else _map_npz(path)
+    try:
+        arrays = {array_name(NO_KEY): np.load(path, mmap_mode="r")} if path.suffix == ".npy" else _map_npz(path)
+    except (EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"`path` must be a whole .npy or .npz file, got {path}. {error}") from error
     keyed = {name.partition(".")[2]: array for name, array in arrays.items() if name not in EPISODE_ARRAYS}
     if NO_KEY in keyed and len(keyed) > 1:
         raise ValueError(f"{path} must hold either 'observations' or 'observations.<key>', got both: {sorted(arrays)}")

@@ -17,9 +17,8 @@ class Recordings:
 
     :param observation_space: As a Stable-Baselines3 policy sees it: images have their channels first
     :param observations: ``(rows, *observation shape)``, or a dictionary of such: arrays, also memory-mapped ones, or
-        :class:`~sb3_jepa.frames.FrameStacks`. The rows of an episode are in the order of time; those of others may lie
-        between them.
-    :param episodes: The number of each row's episode, ``(rows,)``
+        :class:`~sb3_jepa.frames.FrameStacks`
+    :param episodes: The number of each row's episode, ``(rows,)``. The rows of one may lie between those of others.
     :raises ValueError: If the observations are none of this space, or the arrays do not have the same number of rows
     """
 
@@ -67,7 +66,7 @@ class Recordings:
     def split(self, validation_fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """
         Put whole episodes aside, about as many rows as asked for. A single episode is split in time, with a warning:
-        its last part is put aside.
+        its last rows are put aside.
 
         :param validation_fraction: Which part of the rows to put aside, between 0 and 1
         :param seed: Seed of the choice of episodes

@@ -84,7 +84,8 @@ def test_an_interruption_loses_one_interval_and_repeats_nothing(tmp_path, monkey
             n_saved.append(json.loads((tmp_path / "recording.json").read_text())["n_saved"])
             # Two environments; the steps before the interruption, and a last observation now and then
             assert before + 2 * n_steps - 50 < n_saved[-1] < before + 2 * n_steps * 1.2
-    assert len(n_saved) == 3
+    # The last of them was too short for anything to be saved
+    assert 0 < n_saved[0] < n_saved[1] == n_saved[2]
     assert len(recordings) == 400
     states = recordings.take(np.arange(400))
     # The same episode would have begun twice otherwise

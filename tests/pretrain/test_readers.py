@@ -39,12 +39,11 @@ def large_counting_env():
 
 
 def check_counts(recordings: Recordings, n_rows: int) -> np.ndarray:
-    """That a number stands for one episode of one environment."""
+    """That each number stands for one episode of one environment, and each of these has one number."""
     assert len(recordings) == n_rows
     shown = recordings.take(np.arange(n_rows))[:, :, 0, 0]
     pairs = {(*where, number) for where, number in zip(map(tuple, shown[:, :2]), recordings.episodes, strict=True)}
-    assert len({pair[2] for pair in pairs}) == len(pairs)
-    assert recordings.n_episodes == len(pairs)
+    assert len(pairs) == len({pair[:2] for pair in pairs}) == len({pair[2] for pair in pairs})
     return shown
 
 
@@ -60,7 +59,7 @@ def fill(buffer: ReplayBuffer, env, n_steps: int) -> None:
         observations = new_observations
 
 
-@pytest.mark.parametrize("n_steps", [5, 20, 33, 47])
+@pytest.mark.parametrize("n_steps", [5, 20, 24, 47])
 @pytest.mark.parametrize("optimize_memory_usage", [False, True])
 def test_replay_buffers(n_steps, optimize_memory_usage):
     env = make_counting_env(((3, 5, 4), (7, 2, 6)))
@@ -230,6 +229,14 @@ def test_files_that_cannot_be_read_are_refused(arrays, message, tmp_path):
         read_file(tmp_path / "data.npz")
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_broken_files_are_refused(suffix, tmp_path):
+    for content in (b"", b"half of a"):
+        (tmp_path / f"data{suffix}").write_bytes(content)
+        with pytest.raises(ValueError, match=r"data\.np|pickle"):
+            read_file(tmp_path / f"data{suffix}")
+
+
 def test_folders_are_read(tmp_path):
     recorded = record_env("CartPole-v1", 50, tmp_path / "folder", progress_bar=False)
     recordings = read(tmp_path / "folder")
@@ -281,6 +288,7 @@ def episode_of(minari_module, observations, number: int):
     )
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
 @pytest.mark.parametrize("is_dict", [False, True])
 def test_data_sets_of_minari(is_dict, tmp_path, monkeypatch):
     minari = pytest.importorskip("minari")
