@@ -214,7 +214,8 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Space:
     arguments = dict(description)
     name = arguments.pop("type")
     if name == "Dict":
-        return spaces.Dict({key: space_from_json(one) for key, one in arguments["spaces"].items()})
+        # Of a dictionary it would sort the keys
+        return spaces.Dict([(key, space_from_json(one)) for key, one in arguments["spaces"].items()])
     if name == "Box":
         shape, dtype = tuple(arguments["shape"]), np.dtype(arguments["dtype"])
         low, high = (np.broadcast_to(np.array(arguments[bound], dtype), shape).copy() for bound in ("low", "high"))

@@ -85,7 +85,7 @@ def test_an_interruption_loses_one_interval_and_repeats_nothing(tmp_path, monkey
             # Two environments; the steps before the interruption, and a last observation now and then
             assert before + 2 * n_steps - 50 < n_saved[-1] < before + 2 * n_steps * 1.2
     # The last of them was too short for anything to be saved
-    assert 0 < n_saved[0] < n_saved[1] == n_saved[2]
+    assert 50 <= n_saved[0] < 54 < n_saved[1] == n_saved[2]
     assert len(recordings) == 400
     states = recordings.take(np.arange(400))
     # The same episode would have begun twice otherwise
@@ -217,4 +217,8 @@ def test_bad_arguments_are_refused(arguments, message):
     ],
 )
 def test_a_space_is_the_same_after_it_was_in_a_file(space):
-    assert space_from_json(json.loads(json.dumps(space_to_json(space)))) == space
+    loaded = space_from_json(json.loads(json.dumps(space_to_json(space))))
+    assert loaded == space
+    if isinstance(space, spaces.Dict):
+        # The features of keys are in this order
+        assert list(loaded) == list(space)
