@@ -30,13 +30,14 @@ class Attention(nn.Module):
         # (batch, tokens, dim) -> (batch, heads, tokens, dim / heads)
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def class_token_weights(self, tokens: th.Tensor) -> th.Tensor:
+    def class_token_weights(self, tokens: th.Tensor, missing: th.Tensor | None = None) -> th.Tensor:
         r"""
         What the class token attends to. Its query asks all tokens at once: instead of a key for each token,
         :math:`q^T (W_k x_i)`, there is one question in the space of the tokens, :math:`(W_k^T q)^T x_i`. (The bias of
         the keys adds the same to all, and so nothing.)
 
         :param tokens: ``(batch, tokens, dim)``, the class token first
+        :param missing: Tokens that are not attended to, ``(batch, tokens)``
         :return: ``(batch, heads, tokens)``, which sum to one over the tokens
         """
         dim = tokens.shape[-1]
@@ -44,31 +45,38 @@ class Attention(nn.Module):
         query = query.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)  # (heads, batch, dim / heads)
         key_weight = self.qkv.weight[dim : 2 * dim].unflatten(0, (self.num_heads, -1))
         question = (query * query.shape[-1] ** -0.5) @ key_weight  # (heads, batch, dim)
-        return (question.transpose(0, 1) @ tokens.transpose(1, 2)).softmax(dim=-1)
+        scores = question.transpose(0, 1) @ tokens.transpose(1, 2)
+        return (scores if missing is None else scores.masked_fill(missing[:, None], -th.inf)).softmax(dim=-1)
 
-    def _attend_class_token(self, tokens: th.Tensor) -> th.Tensor:
+    def _attend_class_token(self, tokens: th.Tensor, missing: th.Tensor | None) -> th.Tensor:
         # The values likewise: a weighted mean of the tokens is projected, and not each of them
         dim = tokens.shape[-1]
-        mean = self.class_token_weights(tokens) @ tokens  # (batch, heads, dim)
+        mean = self.class_token_weights(tokens, missing) @ tokens  # (batch, heads, dim)
         value_weight = self.qkv.weight[2 * dim :].unflatten(0, (self.num_heads, -1))
         attended = mean.transpose(0, 1) @ value_weight.transpose(1, 2)  # (heads, batch, dim / heads)
         return attended.transpose(0, 1).flatten(1)[:, None] + self.qkv.bias[2 * dim :]
 
-    def forward(self, tokens: th.Tensor, class_token_only: bool = False) -> th.Tensor:
+    def forward(
+        self, tokens: th.Tensor, class_token_only: bool = False, missing: th.Tensor | None = None
+    ) -> th.Tensor:
         """
         :param tokens: ``(batch, tokens, dim)``
         :param class_token_only: Compute the output of the first token only. It still attends to all tokens, so the
             result is that of the full attention, at a fraction of the price: there are neither keys nor values.
+        :param missing: Tokens that are not attended to, ``(batch, tokens)``; never all of a row. None if there is none.
         :return: ``(batch, tokens, dim)``, or ``(batch, 1, dim)`` for the class token only
         """
         if class_token_only:
-            return self.proj(self._attend_class_token(tokens))
+            return self.proj(self._attend_class_token(tokens, missing))
         query, key, value = map(self._split_heads, self.qkv(tokens).chunk(3, dim=-1))
         if self.is_differentiable_twice:
-            weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-            attended = weights.softmax(dim=-1) @ value
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+            if missing is not None:
+                scores = scores.masked_fill(missing[:, None, None], -th.inf)
+            attended = scores.softmax(dim=-1) @ value
         else:
-            attended = F.scaled_dot_product_attention(query, key, value)
+            attends_to = None if missing is None else ~missing[:, None, None]
+            attended = F.scaled_dot_product_attention(query, key, value, attends_to)
         return self.proj(attended.transpose(1, 2).flatten(-2))
 
 
@@ -88,14 +96,17 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, int(mlp_ratio * dim)), nn.GELU(), nn.Linear(int(mlp_ratio * dim), dim))
 
-    def forward(self, tokens: th.Tensor, class_token_only: bool = False) -> th.Tensor:
+    def forward(
+        self, tokens: th.Tensor, class_token_only: bool = False, missing: th.Tensor | None = None
+    ) -> th.Tensor:
         """
         :param tokens: ``(batch, tokens, dim)``
         :param class_token_only: Return the class token alone, see :class:`Attention`
+        :param missing: Tokens that are not attended to, ``(batch, tokens)``; never all of a row. None if there is none.
         :return: ``(batch, tokens, dim)``, or ``(batch, 1, dim)`` for the class token only
         """
         residual = tokens[:, :1] if class_token_only else tokens
-        tokens = residual + self.attention(self.attention_norm(tokens), class_token_only)
+        tokens = residual + self.attention(self.attention_norm(tokens), class_token_only, missing)
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
