@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.extractors import JepaExtractor
-from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.objectives import Objective
 from sb3_jepa.parts import measuring
 from sb3_jepa.parts.ranks import gather_batch
 from sb3_jepa.saving import replace_when_complete
@@ -90,7 +90,7 @@ def n_inputs_to_measure(policy: BasePolicy) -> int:
 def measure_inputs(
     policy: BasePolicy,
     observations: np.ndarray | dict[str, np.ndarray],
-    objectives: Mapping[str, NextLatentPrediction],
+    objectives: Mapping[str, Objective],
 ) -> None:
     """
     Merge observations into the statistics that standardise the input, for all that encode alike: target networks and

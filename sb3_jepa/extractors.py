@@ -36,8 +36,8 @@ MAX_COLUMNS = 4096
 
 class JepaExtractor(BaseFeaturesExtractor):
     """
-    Transformer over the tokens of an observation; the class token's output is the features (the embedding), unless
-    ``output`` says something else. Usable as ``features_extractor_class`` of any Stable-Baselines3 algorithm, with any observation that these take:
+    Transformer over the tokens of an observation; the class token's output is the features (the embedding). Usable as
+    ``features_extractor_class`` of any Stable-Baselines3 algorithm, with any observation that these take:
 
     - Images: the patches of the stacked frames are tokens
     - Vectors, and all else that is a ``Box`` or ``MultiBinary``: each number is a token
@@ -296,6 +296,15 @@ def preprocess(observations: Any, space: spaces.Space, normalize_images: bool, e
     if is_image_space(space) and observations.dtype == th.uint8:
         return observations
     return preprocess_obs(observations, space, normalize_images=normalize_images)
+
+
+def takes_nan(policy: nn.Module) -> bool:
+    """
+    :param policy: Of any algorithm
+    :return: Whether NaN in an observation says that a number is missing
+    """
+    extractors = [module for module in policy.modules() if isinstance(module, JepaExtractor)]
+    return bool(extractors) and all(extractor.encoder.missing_as_nan for extractor in extractors)
 
 
 class GymnasiumFrames(nn.Module):

@@ -61,9 +61,7 @@ class Attention(nn.Module):
         attended = mean.transpose(0, 1) @ value_weight.transpose(1, 2)  # (heads, batch, dim / heads)
         return attended.transpose(0, 1).flatten(1)[:, None] + self.qkv.bias[2 * dim :]
 
-    def forward(
-        self, tokens: th.Tensor, class_token_only: bool = False, missing: th.Tensor | None = None
-    ) -> th.Tensor:
+    def forward(self, tokens: th.Tensor, class_token_only: bool = False, missing: th.Tensor | None = None) -> th.Tensor:
         """
         :param tokens: ``(batch, tokens, dim)``
         :param class_token_only: Compute the output of the first token only. It still attends to all tokens, so the
@@ -101,9 +99,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, int(mlp_ratio * dim)), nn.GELU(), nn.Linear(int(mlp_ratio * dim), dim))
 
-    def forward(
-        self, tokens: th.Tensor, class_token_only: bool = False, missing: th.Tensor | None = None
-    ) -> th.Tensor:
+    def forward(self, tokens: th.Tensor, class_token_only: bool = False, missing: th.Tensor | None = None) -> th.Tensor:
         """
         :param tokens: ``(batch, tokens, dim)``
         :param class_token_only: Return the class token alone, see :class:`Attention`
