@@ -8,6 +8,7 @@ from sb3_jepa.parts.losses import (
     prediction_loss,
     variance_loss,
 )
+from sb3_jepa.parts.neighbors import NeighborAggregation
 from sb3_jepa.parts.predictors import ActionConditionedPredictor
 from sb3_jepa.parts.standardization import InputStandardization, measuring
 from sb3_jepa.parts.targets import MomentumEncoder
@@ -27,6 +28,7 @@ __all__ = [
     "DictTokenizer",
     "InputStandardization",
     "MomentumEncoder",
+    "NeighborAggregation",
     "PatchTokenizer",
     "StandardizedPatchTokenizer",
     "TransformerEncoder",
