@@ -56,7 +56,7 @@ class LatentModel:
         if self._objective is None:
             raise ValueError(
                 f"The encoder {self.name!r} of this {type(self.model).__name__} has no JEPA objective that predicts "
-                "what an action leads to: train it with a JepaPolicy or with JepaCallback, and with NextLatentPrediction"
+                "what an action leads to: train it with a JepaPolicy or JepaCallback, and NextLatentPrediction"
             )
         return self._objective
 

@@ -92,7 +92,7 @@ class MomentumEncoder(TargetEncoder):
         :param encoder: The context encoder
         :param momentum: ``m``; 1 leaves the target as it is, 0 copies the context encoder
         """
-        own = list(self.encoder.parameters())
+        own: list[th.Tensor] = list(self.encoder.parameters())
         # PyTorch objects to an empty list
         if own:
             th._foreach_lerp_(own, list(encoder.parameters()), 1.0 - momentum)

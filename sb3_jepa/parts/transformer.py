@@ -111,6 +111,29 @@ class Block(nn.Module):
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
+class TokenReadout(nn.Module):
+    """
+    A number for each token, with weights of its own (``linear_per_feature`` in *T-JEPA*, arXiv 2410.05016).
+
+    :param n_tokens: Number of tokens
+    :param dim: Width of a token
+    """
+
+    def __init__(self, n_tokens: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(th.empty(n_tokens, dim))
+        self.bias = nn.Parameter(th.zeros(n_tokens))
+        # Of tokens that went through a LayerNorm, each number begins with a variance of one
+        nn.init.normal_(self.weight, std=dim**-0.5)
+
+    def forward(self, tokens: th.Tensor) -> th.Tensor:
+        """
+        :param tokens: ``(batch, tokens, dim)``
+        :return: ``(batch, tokens)``
+        """
+        return (tokens * self.weight).sum(dim=2) + self.bias
+
+
 class TransformerEncoder(nn.Module):
     """
     Tokens and learnable class tokens through a stack of blocks. By default there is one, and its output is the
@@ -167,9 +190,7 @@ class TransformerEncoder(nn.Module):
         self.class_token = nn.Parameter(th.zeros(1, class_tokens, embed_dim))
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim) if final_norm else nn.Identity()
-        if output == "per_token":
-            self.token_weight = nn.Parameter(th.zeros(class_tokens + self.n_tokens, embed_dim))
-            self.token_bias = nn.Parameter(th.zeros(class_tokens + self.n_tokens))
+        self.readout = TokenReadout(class_tokens + self.n_tokens, embed_dim) if output == "per_token" else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -180,10 +201,6 @@ class TransformerEncoder(nn.Module):
                     nn.init.xavier_uniform_(module.weight)
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.class_token, std=0.02)
-        if self.output == "per_token":
-            # Each number begins with a variance of one over the tokens that the final norm gives
-            nn.init.normal_(self.token_weight, std=self.embed_dim**-0.5)
-            nn.init.zeros_(self.token_bias)
 
     @property
     def embed_dim(self) -> int:
@@ -235,9 +252,7 @@ class TransformerEncoder(nn.Module):
             return (tokens * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)
         if present is not None:
             tokens = tokens * present
-        if self.output == "per_token":
-            return (tokens * self.token_weight).sum(dim=2) + self.token_bias
-        return tokens.flatten(1)
+        return tokens.flatten(1) if self.readout is None else self.readout(tokens)
 
     def encode_tokens(self, observations: Any, places: th.Tensor | None = None) -> th.Tensor:
         """
