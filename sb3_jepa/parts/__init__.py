@@ -12,7 +12,7 @@ from sb3_jepa.parts.masks import BlockMasks, Masks, MaskSampler, SubsetMasks
 from sb3_jepa.parts.neighbors import NeighborAggregation
 from sb3_jepa.parts.predictors import ActionConditionedPredictor, MaskedPredictor, position_code
 from sb3_jepa.parts.standardization import InputStandardization, measuring
-from sb3_jepa.parts.targets import MomentumEncoder
+from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
 from sb3_jepa.parts.tokenizers import (
     CategoryTokenizer,
     ColumnTokenizer,
@@ -37,6 +37,7 @@ __all__ = [
     "PatchTokenizer",
     "StandardizedPatchTokenizer",
     "SubsetMasks",
+    "TargetEncoder",
     "TransformerEncoder",
     "attach_loss",
     "covariance_loss",
