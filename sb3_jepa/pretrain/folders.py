@@ -1,0 +1,227 @@
+"""Recordings in a folder, which is written row by row and read without being loaded."""
+
+import json
+import pathlib
+import shutil
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_jepa.buffers import by_key, unkeyed
+from sb3_jepa.pretrain.recordings import Recordings, spaces_by_key
+from sb3_jepa.saving import replace_when_complete
+
+# What the arrays beside it hold, and how many rows of them
+INFO_FILE = "recording.json"
+# After so many rows it is written again. What was recorded since is lost if the process is killed.
+SAVE_FREQ = 1000
+
+
+def array_name(key: str) -> str:
+    """
+    :param key: Of a ``Dict`` observation, or the key of one that has none
+    :return: The name of its array in a file, and of its file in a folder
+    """
+    return f"observations.{key}" if key else "observations"
+
+
+class RecordingWriter:
+    """
+    Writes recordings row by row, to memory or to a folder. What a folder holds is kept, and the writing goes on there.
+
+    :param observation_space: As a Stable-Baselines3 policy sees it
+    :param n_rows: How many rows to write, for which there will be room from the first on
+    :param folder: Where to write; None for memory
+    :param settings: What distinguishes these recordings from others
+    :raises ValueError: If the folder holds others, or there is no room for so many rows
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        n_rows: int,
+        folder: str | pathlib.Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        self.observation_space, self.n_rows = observation_space, n_rows
+        self.folder = None if folder is None else pathlib.Path(folder)
+        self._settings = {**(settings or {}), "n_rows": n_rows, "observation_space": space_to_json(observation_space)}
+        self.n_written = self._n_saved = self._find_rows()
+        types = {"episodes": ((), np.dtype(np.int64))} | {
+            array_name(key): (space.shape or (), np.dtype(space.dtype))
+            for key, space in spaces_by_key(observation_space).items()
+        }
+        if self.folder is not None and self.n_written == 0:
+            self._make_room(types)
+        self._arrays = {name: self._open(name, *shape_and_type) for name, shape_and_type in types.items()}
+
+    def _find_rows(self) -> int:
+        """How many rows the folder holds."""
+        if self.folder is None or not self.folder.exists():
+            return 0
+        path = self.folder / INFO_FILE
+        if not path.is_file():
+            if next(self.folder.glob("*.npy"), None) is not None:
+                raise ValueError(f"`folder` holds arrays that are not known to be recordings: {self.folder}")
+            return 0
+        info = json.loads(path.read_text())
+        n_saved = info.pop("n_saved")
+        # As they look after they have been in a file
+        settings = json.loads(json.dumps(self._settings))
+        differences = [
+            f"{name} is {info.get(name)!r} there and {settings.get(name)!r} here"
+            for name in {**info, **settings}
+            if info.get(name) != settings.get(name)
+        ]
+        if differences:
+            raise ValueError(f"`folder` holds other recordings, {self.folder}: {'; '.join(differences)}")
+        return n_saved
+
+    def _make_room(self, types: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        n_bytes = self.n_rows * sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in types.values())
+        free = shutil.disk_usage(self.folder).free
+        # Later, the process would be killed for it without a word
+        if n_bytes > free:
+            raise ValueError(f"{self.n_rows} observations take {n_bytes:,} bytes, and {self.folder} has {free:,} left")
+        # Before the arrays, so that they are known for what they are
+        self._write_info()
+
+    def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        if self.folder is None:
+            return np.empty((self.n_rows, *shape), dtype)
+        path = str(self.folder / f"{name}.npy")
+        if self.n_written > 0:
+            return np.lib.format.open_memmap(path, mode="r+")
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(self.n_rows, *shape))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all rows are written."""
+        return self.n_written == self.n_rows
+
+    @property
+    def next_episode(self) -> int:
+        """A number that no episode has yet."""
+        return int(self._arrays["episodes"][: self.n_written].max(initial=-1)) + 1
+
+    def write(self, observations: Any, episodes: np.ndarray) -> int:
+        """
+        Write the next rows, as far as there is room.
+
+        :param observations: ``(rows, *observation shape)``, or a dictionary of such
+        :param episodes: Numbers of their episodes, ``(rows,)``
+        :return: How many were written
+        """
+        n_new = min(len(episodes), self.n_rows - self.n_written)
+        rows = slice(self.n_written, self.n_written + n_new)
+        for key, array in by_key(observations).items():
+            self._arrays[array_name(key)][rows] = array[:n_new]
+        self._arrays["episodes"][rows] = episodes[:n_new]
+        self.n_written += n_new
+        return n_new
+
+    def save(self) -> None:
+        """Make what was written known to those who read the folder."""
+        if self.folder is None:
+            return
+        for array in self._arrays.values():
+            assert isinstance(array, np.memmap)
+            array.flush()
+        self._write_info()
+        self._n_saved = self.n_written
+
+    def save_if_due(self) -> None:
+        """Save if much was written since the last time."""
+        if self.n_written - self._n_saved >= SAVE_FREQ:
+            self.save()
+
+    def _write_info(self) -> None:
+        assert self.folder is not None
+        with replace_when_complete(self.folder / INFO_FILE) as unfinished:
+            assert isinstance(unfinished, pathlib.Path)
+            unfinished.write_text(json.dumps({**self._settings, "n_saved": self.n_written}, indent=2) + "\n")
+
+    def recordings(self) -> Recordings:
+        """
+        :return: What was written, with the arrays of a folder mapped into memory
+        """
+        self.save()
+        if self.folder is not None:
+            return read_folder(self.folder)
+        arrays = {name: array[: self.n_written] for name, array in self._arrays.items()}
+        keys = spaces_by_key(self.observation_space)
+        observations = unkeyed({key: arrays[array_name(key)] for key in keys})
+        return Recordings(self.observation_space, observations, arrays["episodes"])
+
+
+def read_folder(folder: pathlib.Path) -> Recordings:
+    """
+    :param folder: That :func:`~sb3_jepa.pretrain.record_env` has written, also if it was interrupted
+    :return: What it holds, mapped into memory
+    :raises ValueError: If it is another
+    """
+    path = folder / INFO_FILE
+    if not path.is_file():
+        raise ValueError(f"A folder of recordings must have been written by `record_env`, and {path} does not exist")
+    info = json.loads(path.read_text())
+    n_rows = info["n_saved"]
+    if n_rows == 0:
+        raise ValueError(f"{folder} holds no observations yet")
+    if n_rows < info["n_rows"]:
+        warnings.warn(
+            f"{folder} is not complete: it holds {n_rows} of {info['n_rows']} rows", UserWarning, stacklevel=3
+        )
+    space = space_from_json(info["observation_space"])
+    arrays = {key: np.load(folder / f"{array_name(key)}.npy", mmap_mode="r")[:n_rows] for key in spaces_by_key(space)}
+    return Recordings(space, unkeyed(arrays), np.load(folder / "episodes.npy", mmap_mode="r")[:n_rows])
+
+
+def space_to_json(space: spaces.Space) -> dict[str, Any]:
+    """
+    :param space: Of observations
+    :return: The arguments to make it again, as JSON knows them, and the name of its class
+    :raises ValueError: If Stable-Baselines3 knows no such observations
+    """
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "spaces": {key: space_to_json(one) for key, one in space.items()}}
+    if isinstance(space, spaces.Box):
+        bounds = {}
+        for name, bound in (("low", space.low), ("high", space.high)):
+            is_uniform = bound.size > 0 and bool((bound == bound.flat[0]).all())
+            bounds[name] = bound.flat[0].item() if is_uniform else bound.tolist()
+        return {"type": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": list(space.shape)}
+    raise ValueError(
+        f"Observations must be a Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these, got {space}"
+    )
+
+
+def space_from_json(description: Mapping[str, Any]) -> spaces.Space:
+    """
+    :param description: What :func:`space_to_json` returned
+    :return: The space
+    """
+    arguments = dict(description)
+    name = arguments.pop("type")
+    if name == "Dict":
+        return spaces.Dict({key: space_from_json(one) for key, one in arguments["spaces"].items()})
+    if name == "Box":
+        shape, dtype = tuple(arguments["shape"]), np.dtype(arguments["dtype"])
+        low, high = (np.broadcast_to(np.array(arguments[bound], dtype), shape).copy() for bound in ("low", "high"))
+        return spaces.Box(low, high, shape, dtype.type)
+    if name == "Discrete":
+        return spaces.Discrete(arguments["n"])
+    if name == "MultiDiscrete":
+        return spaces.MultiDiscrete(arguments["nvec"])
+    n = arguments["n"]
+    return spaces.MultiBinary(n[0] if len(n) == 1 else n)
