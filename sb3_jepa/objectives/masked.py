@@ -62,6 +62,9 @@ class MaskedPrediction(Objective):
         not among those accepted
     """
 
+    # Where not all tokens have as many inputs: those that there are
+    has_input: th.Tensor | None
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -95,7 +98,7 @@ class MaskedPrediction(Objective):
         if target_transform_class is not None and target == "input":
             raise ValueError('`target_transform_class` is for the tokens of an encoder, and `target="input"` has none')
         transformer = _transformer(encoder)
-        target_encoder = MomentumEncoder(encoder)
+        target_encoder: TargetEncoder = MomentumEncoder(encoder)
         if target != "momentum":
             target_encoder = TargetEncoder(nn.Identity() if teacher is None else teacher)
         super().__init__(
@@ -123,8 +126,7 @@ class MaskedPrediction(Objective):
                     f"`teacher` must have the tokens of the encoder, {shape}, got {of_teacher.token_shape}"
                 )
             target_dim = of_teacher.embed_dim
-        # Where not all tokens have as many inputs: those that there are
-        has_input: th.Tensor | None = None
+        has_input = None
         if target == "input":
             widths = th.tensor(n_inputs(transformer.tokenizer))
             target_dim = int(widths.max())

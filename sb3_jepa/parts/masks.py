@@ -136,7 +136,8 @@ class BlockMasks(MaskSampler):
         tokens that are not in a target. Without effect with ``union``.
     :param union: Whether the blocks together are one target mask
     :param frame_scale: Least and largest share of the frames that a block of targets spans
-    :param min_context: The number of tokens that each sample's context has at least
+    :param min_context: The number of tokens that each sample's context has at least; by default a sixth of all. All
+        keep as many as the smallest has: without it, one sample would starve the others.
     :raises ValueError: If an argument is out of range, or the blocks hide too much of the grid
     """
 
@@ -149,7 +150,7 @@ class BlockMasks(MaskSampler):
         context_scale: tuple[float, float] | None = (0.85, 1.0),
         union: bool = False,
         frame_scale: tuple[float, float] = (1.0, 1.0),
-        min_context: int = 1,
+        min_context: int | None = None,
     ):
         super().__init__(grid, n_masks)
         if len(self.grid) > 3:
@@ -159,6 +160,8 @@ class BlockMasks(MaskSampler):
         if context_scale is not None:
             _check_range("context_scale", context_scale)
         _check_range("frame_scale", frame_scale)
+        if min_context is None:
+            min_context = max(1, self.n_tokens // 6)
         if min_context < 1:
             raise ValueError(f"`min_context` must be positive, got {min_context}")
         self.target_scale, self.aspect_ratio = target_scale, aspect_ratio
