@@ -12,8 +12,9 @@ from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.latent_model import LatentModel
 from sb3_jepa.monitors import PictureCallback, ProbeCallback
 from sb3_jepa.noise import noise_diagnostic
-from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.objectives import DmtJepa, MaskedPrediction, NextLatentPrediction, Salt, SaltTeacher, TJepa
 from sb3_jepa.policies import JepaPolicy
+from sb3_jepa.pretrain import Recordings, pretrain, read_encoder
 from sb3_jepa.replay import FrameDictReplayBuffer, FrameReplayBuffer
 from sb3_jepa.surprises import VecSurprise, surprise
 
@@ -22,6 +23,7 @@ __version__ = version("sb3-jepa")
 __all__ = [
     "A2C",
     "PPO",
+    "DmtJepa",
     "FrameDictReplayBuffer",
     "FrameReplayBuffer",
     "JepaCallback",
@@ -30,14 +32,21 @@ __all__ = [
     "JepaPolicy",
     "JepaRolloutBuffer",
     "LatentModel",
+    "MaskedPrediction",
     "NextLatentPrediction",
     "PictureCallback",
     "ProbeCallback",
+    "Recordings",
+    "Salt",
+    "SaltTeacher",
+    "TJepa",
     "Transitions",
     "VecSurprise",
     "export_policy",
     "load_encoder",
     "noise_diagnostic",
+    "pretrain",
+    "read_encoder",
     "save_encoder",
     "surprise",
 ]

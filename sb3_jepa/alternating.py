@@ -19,8 +19,8 @@ from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NextObservationIndex, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.encoders import LEARNERS, find_encoders, measure_inputs, n_inputs_to_measure, pick_encoders
-from sb3_jepa.extractors import preprocess
-from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.extractors import preprocess, takes_nan
+from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import InputStandardization
 from sb3_jepa.parts.transformer import Attention
 
@@ -40,7 +40,7 @@ class EncoderLearner:
         self,
         model: BaseAlgorithm,
         encoder: BaseFeaturesExtractor,
-        objective_class: type[NextLatentPrediction],
+        objective_class: type[Objective],
         objective_kwargs: dict[str, Any],
         learning_rate: float,
     ):
@@ -61,7 +61,9 @@ class EncoderLearner:
         :param valid: ``(batch,)``, 1 where the next observation is known
         """
         embedding = self.gauge.watch_gradient("all", self.encoder(observations))
-        output = self.objective(embedding, actions, next_observations, valid)
+        output = self.objective(
+            ObjectiveInput(self.encoder, observations, embedding, actions, next_observations, valid)
+        )
         self.optimizer.zero_grad()
         if output.loss.requires_grad:
             output.loss.backward()
@@ -109,15 +111,15 @@ class EncoderLearner:
 def _make_objective(
     model: BaseAlgorithm,
     encoder: BaseFeaturesExtractor,
-    objective_class: type[NextLatentPrediction],
+    objective_class: type[Objective],
     objective_kwargs: dict[str, Any],
-) -> NextLatentPrediction:
+) -> Objective:
     action_dim = get_flattened_obs_dim(model.action_space)
     objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=action_dim, **objective_kwargs)
     return objective.to(model.device)
 
 
-def find_objectives(model: BaseAlgorithm) -> dict[str, tuple[NextLatentPrediction, float]]:
+def find_objectives(model: BaseAlgorithm) -> dict[str, tuple[Objective, float]]:
     """
     What the encoders of a model learn or have learned, jointly or in turn with the algorithm.
 
@@ -177,7 +179,7 @@ class RolloutSource:
         """Keep the rollout: the algorithm is about to learn from it, and to forget it then."""
         buffer = self.model.rollout_buffer
         assert self._next is not None
-        self._next.link(buffer.observations, buffer.episode_starts)
+        self._next.link(buffer.observations, buffer.episode_starts, takes_nan(self.model.policy))
         # No copies of the arrays: the buffer's next reset makes new ones
         self._observations = dict(by_key(buffer.observations))
         self._actions = buffer.actions
@@ -293,7 +295,7 @@ class AlternatingTraining:
     def __init__(
         self,
         model: BaseAlgorithm,
-        objective_class: type[NextLatentPrediction] | None = None,
+        objective_class: type[Objective] | None = None,
         objective_kwargs: dict[str, Any] | None = None,
         encoders: list[str] | None = None,
         n_updates: int | None = None,
@@ -334,7 +336,7 @@ class AlternatingTraining:
         setattr(model, LEARNERS, {**saved, **self.learners})
 
     @property
-    def objectives(self) -> dict[str, NextLatentPrediction]:
+    def objectives(self) -> dict[str, Objective]:
         """What the encoders learn, by the names of their networks."""
         return {name: learner.objective for name, learner in self.learners.items()}
 

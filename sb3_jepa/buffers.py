@@ -95,13 +95,14 @@ class NextObservationIndex:
                 stored[key] = array.share(env_index, stored[key])
         self._stored_observations.append(stored)
 
-    def link(self, observations: Any, episode_starts: np.ndarray) -> None:
+    def link(self, observations: Any, episode_starts: np.ndarray, takes_nan: bool = False) -> None:
         """
         Number every row's next observation as a rollout buffer flattens the rows, and the stored ones after them.
 
         :param observations: Of the rollout, ``(steps, environments, *observation shape)``
         :param episode_starts: ``(steps, environments)``
-        :raises ValueError: If a last observation of an episode contains NaN or infinite values
+        :param takes_nan: Whether NaN is a value like others
+        :raises ValueError: If a last observation of an episode contains infinite values, or NaN
         """
         n_rows = self.n_steps * self.n_envs
         # Environment by environment, as swap_and_flatten() does
@@ -131,7 +132,7 @@ class NextObservationIndex:
                 else np.array(rows, array.dtype).reshape(-1, *array.shape[2:])
             )
             # The policy sees all the others when it acts, and objects to them there
-            if array.dtype.kind == "f" and not np.isfinite(stored).all():
+            if array.dtype.kind == "f" and not (np.isfinite(stored) | (takes_nan & np.isnan(stored))).all():
                 raise ValueError(
                     "The last observations of episodes contain NaN or infinite values; check the environment"
                 )
@@ -169,6 +170,8 @@ class NextObservations(RolloutBuffer):
 
     # From next observations to their target embeddings by the name of the encoder; None to leave that to the policy
     embed_targets: Callable[[PyTorchObs], dict[str, th.Tensor]] | None = None
+    # Whether NaN in an observation is a value like others
+    takes_nan = False
     # Whether the target embeddings hold for one pass over the rollout; else for all
     renews_targets_each_epoch = False
 
@@ -212,7 +215,7 @@ class NextObservations(RolloutBuffer):
         :return: Batches whose ``observations`` are :class:`Transitions`
         """
         if not self.generator_ready:
-            self._next.link(self.observations, self.episode_starts)
+            self._next.link(self.observations, self.episode_starts, self.takes_nan)
         if self.renews_targets_each_epoch:
             self._targets = None
         yield from super().get(batch_size)

@@ -14,7 +14,8 @@ from sb3_jepa.buffers import NextObservations, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge, Verdict, assess
 from sb3_jepa.distributed import check_ranks
 from sb3_jepa.encoders import measure_inputs, n_inputs_to_measure
-from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.extractors import takes_nan
+from sb3_jepa.objectives import Objective
 from sb3_jepa.parts.ranks import n_ranks, rank
 from sb3_jepa.policies import JointPolicy
 from sb3_jepa.surprises import VecSurprise
@@ -85,7 +86,7 @@ class JepaCallback(BaseCallback):
 
     def __init__(
         self,
-        objective_class: type[NextLatentPrediction] | None = None,
+        objective_class: type[Objective] | None = None,
         objective_kwargs: dict[str, Any] | None = None,
         encoders: list[str] | None = None,
         n_updates: int | None = None,
@@ -116,7 +117,7 @@ class JepaCallback(BaseCallback):
         return self.model.policy
 
     @property
-    def objectives(self) -> dict[str, NextLatentPrediction]:
+    def objectives(self) -> dict[str, Objective]:
         """What the encoders learn, by the names of their networks."""
         if self._alternating is None:
             return dict(self.policy.objectives)
@@ -145,6 +146,7 @@ class JepaCallback(BaseCallback):
                 )
             buffer: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
             objective = self.policy.objective
+            buffer.takes_nan = takes_nan(self.policy)
             buffer.embed_targets = self.policy.embed_targets if objective.keeps_targets else None
             buffer.renews_targets_each_epoch = objective.target_refresh == "epoch"
         else:

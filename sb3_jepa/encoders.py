@@ -15,8 +15,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.extractors import JepaExtractor
-from sb3_jepa.objectives import NextLatentPrediction
-from sb3_jepa.parts import measuring
+from sb3_jepa.objectives import Objective
+from sb3_jepa.parts import MomentumEncoder, measuring
 from sb3_jepa.parts.ranks import gather_batch
 from sb3_jepa.saving import replace_when_complete
 
@@ -90,7 +90,7 @@ def n_inputs_to_measure(policy: BasePolicy) -> int:
 def measure_inputs(
     policy: BasePolicy,
     observations: np.ndarray | dict[str, np.ndarray],
-    objectives: Mapping[str, NextLatentPrediction],
+    objectives: Mapping[str, Objective],
 ) -> None:
     """
     Merge observations into the statistics that standardise the input, for all that encode alike: target networks and
@@ -131,6 +131,18 @@ def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | 
     :raises ImportError: If ``.safetensors`` is asked for and not installed
     """
     _, module = next(iter(pick_encoders(model, None if encoder is None else [encoder]).items()))
+    return write_encoder(module, path)
+
+
+def write_encoder(module: th.nn.Module, path: str | pathlib.Path) -> pathlib.Path:
+    """
+    Write an encoder's parameters and buffers to a file, as :func:`save_encoder` does.
+
+    :param module: The encoder
+    :param path: Where to save, see :func:`save_encoder`
+    :return: The file
+    :raises ImportError: If ``.safetensors`` is asked for and not installed
+    """
     path = pathlib.Path(path)
     if not path.suffix:
         path = path.with_suffix(SAFETENSORS if find_spec("safetensors") else ".pth")
@@ -158,32 +170,53 @@ def load_encoder(
     :raises ValueError: If there is no such encoder, or if it is of another shape
     :raises ImportError: If ``.safetensors`` is to be loaded and not installed
     """
-    path = pathlib.Path(path)
-    is_safe = path.suffix == SAFETENSORS
-    state = _safetensors().load_file(path) if is_safe else th.load(path, map_location="cpu", weights_only=True)
+    state = read_state(path)
     picked = pick_encoders(model, encoders)
     # All are looked at before any is changed
+    states = {name: _with_readout_of(encoder, state) for name, encoder in picked.items()}
     for name, encoder in picked.items():
-        _check_shapes(state, encoder, f"{path} does not fit the encoder {name!r}")
-    for encoder in picked.values():
-        encoder.load_state_dict(state)
+        _check_shapes(states[name], encoder, f"{path} does not fit the encoder {name!r}")
+    for name, encoder in picked.items():
+        encoder.load_state_dict(states[name])
         encoder.requires_grad_(not freeze)
-    for target in _targets(model.policy, picked):
-        target.load_state_dict(state)
+        for target in _targets(model.policy, name, encoder):
+            target.load_state_dict(states[name])
     for name in picked:
         getattr(model, LEARNERS, {}).pop(name, None)
     _remember_frozen(model)
 
 
-def _targets(policy: BasePolicy, picked: dict[str, BaseFeaturesExtractor]) -> list[th.nn.Module]:
-    """The extractors of target networks, and the target encoders of objectives, whose originals were picked."""
+def read_state(path: str | pathlib.Path) -> dict[str, th.Tensor]:
+    """
+    :param path: A file that :func:`save_encoder` wrote
+    :return: The encoder's parameters and buffers
+    :raises ImportError: If ``.safetensors`` is to be loaded and not installed
+    """
+    path = pathlib.Path(path)
+    if path.suffix == SAFETENSORS:
+        return _safetensors().load_file(path)
+    return th.load(path, map_location="cpu", weights_only=True)
+
+
+def _with_readout_of(encoder: th.nn.Module, state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """What reads numbers from tokens is learned by who uses them: an encoder without it may be loaded into one with."""
+    own = encoder.state_dict()
+    is_of_readout = {name for name in {*own, *state} if name.startswith("encoder.readout.")}
+    kept = {name: value for name, value in state.items() if name not in is_of_readout or name in own}
+    return {**{name: own[name] for name in own if name in is_of_readout}, **kept}
+
+
+def _targets(policy: BasePolicy, name: str, encoder: BaseFeaturesExtractor) -> list[th.nn.Module]:
+    """The extractors of target networks, and the momentum copy of an objective, that belong to an encoder."""
     targets: list[th.nn.Module] = []
-    for name, network in policy.named_children():
-        original = getattr(policy, name.removesuffix("_target"), None)
-        if name.endswith("_target") and getattr(original, "features_extractor", None) in picked.values():
+    for network_name, network in policy.named_children():
+        original = getattr(policy, network_name.removesuffix("_target"), None)
+        if network_name.endswith("_target") and getattr(original, "features_extractor", None) is encoder:
             targets.append(network.features_extractor)  # type: ignore[arg-type]
     objectives = getattr(policy, "objectives", {})
-    return targets + [objectives[name].target_encoder.encoder for name in picked if name in objectives]
+    if name in objectives and isinstance(objectives[name].target_encoder, MomentumEncoder):
+        targets.append(objectives[name].target_encoder.encoder)
+    return targets
 
 
 def _remember_frozen(model: BaseAlgorithm) -> None:

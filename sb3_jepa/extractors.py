@@ -49,7 +49,7 @@ class JepaExtractor(BaseFeaturesExtractor):
 
     :param observation_space: Images have their channels first, ``(frames * channels, height, width)``, or are a stack
         of Gymnasium's ``FrameStackObservation``, ``(frames, height, width, channels)``
-    :param embed_dim: Width of the transformer and of the features
+    :param embed_dim: Width of the transformer, and of the features if they are one token or a mean
     :param patch_size: Side of a square patch in pixels. Where it does not divide height or width, zeros are added.
     :param depth: Number of transformer blocks
     :param num_heads: Attention heads per block, a divisor of ``embed_dim``
@@ -81,6 +81,13 @@ class JepaExtractor(BaseFeaturesExtractor):
         a CPU a C++ compiler must be installed. PyTorch keeps eight graphs for all encoders of a process, and one model
         needs five to nine: call ``torch.compiler.reset()`` before the next one. ``TRPO`` and
         :func:`~sb3_jepa.export_policy` do without.
+    :param class_tokens: Number of class tokens, which are *T-JEPA*'s [REG] tokens (arXiv 2410.05016): they say nothing
+        of the observation, and are always visible
+    :param output: What the features are: ``"class_token"``, the output of the first class token; ``"mean"`` of the
+        observation's tokens; ``"per_token"``, a number for each token, with learned weights; ``"flat"``, all tokens,
+        one after the other, ``embed_dim`` for each. The class tokens come first in the last two.
+    :param missing_as_nan: Whether NaN in a vector means that this number is missing, as if a sensor had failed. Its
+        token is left out.
     :raises ValueError: If the observations are none of these, do not fit ``patch_size`` or ``frames``, or if an
         argument is not among those accepted
     """
@@ -103,6 +110,9 @@ class JepaExtractor(BaseFeaturesExtractor):
         token_budget: int | None = None,
         autocast: bool = False,
         compile_kwargs: dict[str, Any] | None = None,
+        class_tokens: int = 1,
+        output: str = "class_token",
+        missing_as_nan: bool = False,
     ):
         if frames_as not in ("changes", "channels", "tokens"):
             raise ValueError(f'`frames_as` must be "changes", "channels" or "tokens", got {frames_as!r}')
@@ -141,7 +151,10 @@ class JepaExtractor(BaseFeaturesExtractor):
                 "`drop_constant_tokens` and `token_budget` leave out patches of images, and there is no image in "
                 f"{observation_space}"
             )
-        self.encoder = TransformerEncoder(tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm)
+        self.encoder = TransformerEncoder(
+            tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm, class_tokens, output, missing_as_nan
+        )
+        self._features_dim = self.encoder.output_dim
         self.autocast = autocast
         self.compile_kwargs = compile_kwargs
         self._compile()
@@ -221,15 +234,37 @@ class JepaExtractor(BaseFeaturesExtractor):
     def forward(self, observations: PyTorchObs) -> th.Tensor:
         """
         :param observations: Preprocessed observations, such as images ``(batch, frames * channels, height, width)``
-        :return: Embedding ``(batch, embed_dim)``
+        :return: Embedding ``(batch, features_dim)``
         """
         # What is exported is neither rounded nor compiled
         if th.compiler.is_exporting():
             return self.encoder.forward(observations)
+        return self._autocast(self._encode, observations)
+
+    def encode_tokens(self, observations: PyTorchObs, places: th.Tensor | None = None) -> th.Tensor:
+        """
+        The outputs of all tokens, for objectives that predict some of them. Not compiled.
+
+        :param observations: Preprocessed observations
+        :param places: The tokens that are visible, ``(batch, n_visible)``; None for all
+        :return: Of the class tokens, then of the visible ones, ``(batch, class_tokens + n_visible, embed_dim)``
+        """
+        return self._autocast(self.encoder.encode_tokens, observations, places)
+
+    def token_inputs(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        What the tokens are made of: standardised pixels or numbers, or a one-hot category.
+
+        :param observations: Preprocessed observations
+        :return: ``(batch, tokens, inputs)``
+        """
+        return self.encoder.token_inputs(observations)
+
+    def _autocast(self, compute: Callable[..., th.Tensor], *args: Any) -> th.Tensor:
         if not self.autocast:
-            return self._encode(observations)
+            return compute(*args)
         with th.autocast(self.encoder.class_token.device.type, th.bfloat16):
-            return self._encode(observations).float()
+            return compute(*args).float()
 
     def _encode(self, observations: PyTorchObs) -> th.Tensor:
         if self.compile_kwargs is None:
@@ -261,6 +296,15 @@ def preprocess(observations: Any, space: spaces.Space, normalize_images: bool, e
     if is_image_space(space) and observations.dtype == th.uint8:
         return observations
     return preprocess_obs(observations, space, normalize_images=normalize_images)
+
+
+def takes_nan(policy: nn.Module) -> bool:
+    """
+    :param policy: Of any algorithm
+    :return: Whether NaN in an observation says that a number is missing
+    """
+    extractors = [module for module in policy.modules() if isinstance(module, JepaExtractor)]
+    return bool(extractors) and all(extractor.encoder.missing_as_nan for extractor in extractors)
 
 
 class GymnasiumFrames(nn.Module):

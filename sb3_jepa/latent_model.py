@@ -37,12 +37,13 @@ class LatentModel:
         encoders = pick_encoders(model, None if encoder is None else [encoder])
         self.name = next((name for name in encoders if name in objectives), next(iter(encoders)))
         self.encoder = encoders[self.name]
-        self._objective: NextLatentPrediction | None
-        self._objective, self.first_embedding_variance = objectives.get(self.name, (None, 0.0))
+        objective, self.first_embedding_variance = objectives.get(self.name, (None, 0.0))
+        # Others predict something else than what an action leads to
+        self._objective = objective if isinstance(objective, NextLatentPrediction) else None
 
     @property
     def has_objective(self) -> bool:
-        """Whether there are a predictor and a target encoder."""
+        """Whether there are a target encoder and a predictor of what an action leads to."""
         return self._objective is not None
 
     @property
@@ -50,12 +51,12 @@ class LatentModel:
         """
         What the encoder learns.
 
-        :raises ValueError: If it learned nothing
+        :raises ValueError: If it learned nothing, or something else
         """
         if self._objective is None:
             raise ValueError(
-                f"The encoder {self.name!r} of this {type(self.model).__name__} has no JEPA objective, and so no "
-                "predictor: train it with a JepaPolicy or with JepaCallback"
+                f"The encoder {self.name!r} of this {type(self.model).__name__} has no JEPA objective that predicts "
+                "what an action leads to: train it with a JepaPolicy or JepaCallback, and NextLatentPrediction"
             )
         return self._objective
 

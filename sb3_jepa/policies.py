@@ -16,10 +16,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_jepa.actions import encode_actions
-from sb3_jepa.buffers import NextObservations, Transitions, by_key
+from sb3_jepa.buffers import NextObservations, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
-from sb3_jepa.extractors import JepaExtractor, preprocess
-from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.extractors import JepaExtractor, preprocess, takes_nan
+from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import attach_loss
 from sb3_jepa.parts.ranks import rank
 from sb3_jepa.saving import replace_when_complete
@@ -65,7 +65,7 @@ class JointPolicy(_Base):
     """
 
     # Both are a ModuleDict, with the names of the encoders that learn
-    objectives: Mapping[str, NextLatentPrediction]
+    objectives: Mapping[str, Objective]
     gauges: Mapping[str, ObjectiveGauge]
 
     def __init__(
@@ -76,7 +76,7 @@ class JointPolicy(_Base):
         *,
         features_extractor_class: type[BaseFeaturesExtractor] = JepaExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
-        objective_class: type[NextLatentPrediction] = NextLatentPrediction,
+        objective_class: type[Objective] = NextLatentPrediction,
         objective_kwargs: dict[str, Any] | None = None,
         rl_gradient: bool = True,
         encoder_lr_factor: float | Schedule = 0.3,
@@ -123,6 +123,7 @@ class JointPolicy(_Base):
             optimizer_kwargs=optimizer_kwargs,
             **kwargs,
         )
+        self._takes_nan = takes_nan(self)
         # Last, for a recurrent policy makes its own after all that the others make in _build()
         self._make_optimizer(lr_schedule)
 
@@ -160,7 +161,7 @@ class JointPolicy(_Base):
         return dict(actor=self.pi_features_extractor, critic=self.vf_features_extractor)
 
     @property
-    def objective(self) -> NextLatentPrediction:
+    def objective(self) -> Objective:
         """What the encoder learns; the actor's, if both have their own."""
         return next(iter(self.objectives.values()))
 
@@ -247,13 +248,17 @@ class JointPolicy(_Base):
         if isinstance(obs, Transitions) and th.is_grad_enabled():
             actions = encode_actions(obs.actions, self.action_space, getattr(self, "squash_output", False))
             next_observations = None if obs.next_observations is None else self._preprocess(obs.next_observations)
+            mask = obs.mask
+            real = inputs if mask is None else unkeyed({key: rows[mask] for key, rows in by_key(inputs).items()})
             for index, name in enumerate(self.encoders):
                 if name in self.objectives:
                     gauge = self.gauges[name]
-                    embedding = embeddings[index] if obs.mask is None else embeddings[index][obs.mask]
-                    # An objective that keeps no targets need not take any
-                    known = {} if obs.targets is None else dict(target=obs.targets[name])
-                    output = self.objectives[name](embedding, actions, next_observations, obs.valid, **known)
+                    embedding = embeddings[index] if mask is None else embeddings[index][mask]
+                    target = None if obs.targets is None else obs.targets[name]
+                    batch = ObjectiveInput(
+                        encoders[index], real, embedding, actions, next_observations, obs.valid, target
+                    )
+                    output = self.objectives[name](batch)
                     is_reached = features[index].requires_grad
                     # Coefficients of 0 leave a constant, which has no gradient to attach
                     if output.loss.requires_grad:
@@ -286,10 +291,11 @@ class JointPolicy(_Base):
         :param args: The further parameters of the policy that this is mixed into
         :param kwargs: The further parameters of the policy that this is mixed into
         :return: action, value and log probability of the action
-        :raises ValueError: If the observation contains NaN or infinite values
+        :raises ValueError: If the observation contains infinite values; or NaN, unless that says what is missing
         """
         for tensor in by_key(obs).values():
-            if tensor.is_floating_point() and not th.isfinite(tensor).all():
+            is_bad = th.isinf if self._takes_nan else _is_not_finite
+            if tensor.is_floating_point() and is_bad(tensor).any():
                 raise ValueError(
                     "The observations contain NaN or infinite values; check the environment and its wrappers"
                 )
@@ -359,6 +365,10 @@ class JepaPolicy(JointPolicy, ActorCriticPolicy):
     Actor-critic policy whose features extractor also learns a JEPA objective, see :class:`JointPolicy` for its
     parameters. For ``PPO`` and ``A2C``.
     """
+
+
+def _is_not_finite(tensor: th.Tensor) -> th.Tensor:
+    return ~th.isfinite(tensor)
 
 
 def _check_algorithm() -> None:

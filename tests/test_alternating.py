@@ -18,6 +18,7 @@ from sb3_jepa import JepaCallback, JepaExtractor
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.alternating import ReplaySource
 from sb3_jepa.encoders import LEARNERS, find_encoders
+from sb3_jepa.objectives import ObjectiveInput
 from tests.conftest import EPISODE_LENGTHS, CountingImageEnv, FakeEnv, make_counting_env
 from tests.test_buffers import ONE_STEP, is_end, origin
 from tests.test_matrix import ACTIONS, EXTRACTOR, OBSERVATIONS, CheckedPrediction, distance, parameters
@@ -231,9 +232,10 @@ def test_the_loss_falls_on_a_fixed_batch(algorithm):
     for name, learner in training.learners.items():
         before, losses = parameters(learner.encoder), []
         objective = learner.objective
+        inputs = ObjectiveInput(learner.encoder, observations, None, actions, next_observations, batch.valid)
         for _ in range(20):
             embedding = learner.encoder(observations)
-            losses.append(objective(embedding, actions, next_observations, batch.valid)[0].item())
+            losses.append(objective(inputs._replace(embedding=embedding)).loss.item())
             learner.learn(observations, actions, next_observations, batch.valid)
         assert losses[-1] < losses[0], name
         assert distance(before, parameters(learner.encoder)) > 0, name

@@ -13,6 +13,7 @@ from sb3_jepa import PPO, JepaCallback, JepaExtractor, LatentModel, RecurrentPPO
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.alternating import find_objectives
 from sb3_jepa.encoders import LEARNERS
+from sb3_jepa.objectives import ObjectiveInput
 from tests.conftest import SMALL_POLICY, SMALL_PPO, FakeEnv, make_counting_env
 from tests.test_matrix import ACTIONS, EXTRACTOR, IMAGE, OBSERVATIONS, VECTOR
 
@@ -101,7 +102,7 @@ def test_target_and_surprise_are_what_the_objective_says():
         inputs, next_inputs = (th.as_tensor(one) / 255.0 for one in (observations, next_observations))
         embedding = model.policy.features_extractor(inputs)
         target = model.policy.objective.target_encoder(next_inputs)
-        output = model.policy.objective(embedding, one_hot, next_inputs)
+        output = model.policy.objective(ObjectiveInput(None, inputs, embedding, one_hot, next_inputs))
     assert th.allclose(latent_model.embed_target(next_observations), target, atol=1e-6)
     assert th.allclose(latent_model.predict(embedding, one_hot), output.prediction, atol=1e-6)
     surprise = latent_model.surprise(observations, actions, next_observations)

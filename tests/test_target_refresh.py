@@ -108,11 +108,11 @@ def test_the_buffer_asks_the_policy_that_is_trained():
 
 
 class OwnObjective(NextLatentPrediction):
-    """One that was written before targets could be kept."""
+    """One that knows nothing of targets that are kept."""
 
-    def forward(self, embedding, actions, next_observations, valid=None):
-        assert next_observations is not None
-        return super().forward(embedding, actions, next_observations, valid)
+    def predict(self, batch):
+        assert batch.next_observations is not None
+        return super().predict(batch)
 
 
 def test_an_objective_of_ones_own_need_not_take_targets():

@@ -5,6 +5,7 @@ from sb3_jepa.diagnostics.gauges import ObjectiveGauge, effective_rank, particip
 from sb3_jepa.diagnostics.latents import Trajectory, UnrolledErrors, principal_components, spectrum, unrolled_errors
 from sb3_jepa.diagnostics.noise import FeatureNoise, feature_noise
 from sb3_jepa.diagnostics.probes import area_under_curve, probe_episodes, probe_r2, ridge_predictions
+from sb3_jepa.diagnostics.regions import similarity_gap
 from sb3_jepa.diagnostics.verdict import Verdict, assess
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "probe_episodes",
     "probe_r2",
     "ridge_predictions",
+    "similarity_gap",
     "spectrum",
     "unrolled_errors",
 ]

@@ -19,7 +19,10 @@ def attention_maps(encoder: TransformerEncoder, observations: Any) -> dict[str, 
     :return: For each key of a ``Dict`` observation (``""`` if it is none) ``(batch, frames, rows, columns)`` for an
         image, ``(batch, numbers)`` for a vector, ``(batch, variables)`` for categories. Over all keys, and with what
         the class token gives to itself, they sum to one. Places without a token have no attention: zero.
+    :raises ValueError: If the encoder has no class token
     """
+    if encoder.class_tokens == 0:
+        raise ValueError("The attention of the class token was asked for, and the encoder has none: `class_tokens=0`")
     weights: list[th.Tensor] = []
     attention = encoder.blocks[-1].attention
     hook = attention.register_forward_pre_hook(  # type: ignore[union-attr,operator]
@@ -30,7 +33,7 @@ def attention_maps(encoder: TransformerEncoder, observations: Any) -> dict[str, 
         encoder.forward(observations)
     finally:
         hook.remove()  # type: ignore[union-attr]
-    of_tokens = th.cat(weights).mean(dim=1)[:, 1:]
+    of_tokens = th.cat(weights).mean(dim=1)[:, encoder.class_tokens :]
     inputs: dict[str, tuple[nn.Module, Any]] = {"": (encoder.tokenizer, observations)}
     if isinstance(encoder.tokenizer, DictTokenizer):
         tokenizers = zip(encoder.tokenizer.keys, encoder.tokenizer.tokenizers.values(), strict=True)

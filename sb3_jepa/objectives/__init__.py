@@ -1,6 +1,19 @@
 """Objectives: what is learned beside the policy. Pure PyTorch, one class per method."""
 
+from sb3_jepa.objectives.masked import MaskedPrediction
+from sb3_jepa.objectives.methods import DmtJepa, Salt, SaltTeacher, TJepa
 from sb3_jepa.objectives.next_latent import NextLatentPrediction
-from sb3_jepa.objectives.output import ObjectiveOutput
+from sb3_jepa.objectives.objective import Objective
+from sb3_jepa.objectives.output import ObjectiveInput, ObjectiveOutput
 
-__all__ = ["NextLatentPrediction", "ObjectiveOutput"]
+__all__ = [
+    "DmtJepa",
+    "MaskedPrediction",
+    "NextLatentPrediction",
+    "Objective",
+    "ObjectiveInput",
+    "ObjectiveOutput",
+    "Salt",
+    "SaltTeacher",
+    "TJepa",
+]

@@ -1,25 +1,16 @@
 """JEPA for RL: predict the next observation's embedding, given the action."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch as th
 from torch import nn
 
-from sb3_jepa.objectives.output import ObjectiveOutput
-from sb3_jepa.parts.losses import (
-    covariance_loss,
-    deviation_loss,
-    embedding_variance,
-    prediction_loss,
-    variance_loss,
-)
+from sb3_jepa.objectives.objective import Momentum, Objective
+from sb3_jepa.objectives.output import ObjectiveInput
+from sb3_jepa.parts.losses import prediction_loss
 from sb3_jepa.parts.predictors import ActionConditionedPredictor
 from sb3_jepa.parts.ranks import join_batches
-from sb3_jepa.parts.targets import MomentumEncoder
 
 
-class NextLatentPrediction(nn.Module):
+class NextLatentPrediction(Objective):
     r"""
     *JEPA for RL* (Kenneweg, Kenneweg, Hammer 2025, arXiv 2504.16591): a predictor that knows the action guesses the
     embedding of the next observation as a momentum copy of the encoder sees it,
@@ -34,7 +25,8 @@ class NextLatentPrediction(nn.Module):
     :param encoder: The context encoder; the target encoder starts as its copy
     :param embed_dim: Width of the embedding
     :param action_dim: Width of the encoded action
-    :param momentum: ``m`` of the target encoder in [0, 1], or a schedule of the remaining progress (from 1 to 0)
+    :param momentum: ``m`` of the target encoder in [0, 1]; or a pair, its values at the start and at the end of the
+        training; or a schedule of the remaining progress (from 1 to 0)
     :param prediction_coef: Weight of the prediction loss; 0 switches the target's forward pass off
     :param variance_coef: Weight of the paper's variance loss
     :param deviation_coef: Weight of the hinge on the deviation, see :func:`~sb3_jepa.parts.deviation_loss`
@@ -54,7 +46,7 @@ class NextLatentPrediction(nn.Module):
         encoder: nn.Module,
         embed_dim: int,
         action_dim: int,
-        momentum: float | Callable[[float], float] = 0.99,
+        momentum: Momentum = 0.99,
         prediction_coef: float = 0.2,
         variance_coef: float = 0.0,
         deviation_coef: float = 0.2,
@@ -63,92 +55,22 @@ class NextLatentPrediction(nn.Module):
         predictor_gain: float | None = None,
         target_refresh: str = "step",
     ):
-        super().__init__()
         if target_refresh not in ("step", "epoch", "rollout"):
             raise ValueError(f'`target_refresh` must be "step", "epoch" or "rollout", got {target_refresh!r}')
+        super().__init__(
+            encoder, embed_dim, action_dim, momentum, prediction_coef, variance_coef, deviation_coef, covariance_coef
+        )
         self.target_refresh = target_refresh
-        for name, coefficient in dict(
-            prediction_coef=prediction_coef,
-            variance_coef=variance_coef,
-            deviation_coef=deviation_coef,
-            covariance_coef=covariance_coef,
-        ).items():
-            if not 0 <= coefficient < float("inf"):
-                raise ValueError(f"`{name}` must be finite and not negative, got {coefficient}")
-        self.momentum_schedule = momentum if callable(momentum) else None
-        # A schedule that goes wrong should do so now and not in the middle of the training
-        for progress_remaining in (0.0, 0.5, 1.0):
-            self.momentum = self._momentum_at(momentum, progress_remaining)
-        self.prediction_coef = prediction_coef
-        self.variance_coef = variance_coef
-        self.deviation_coef = deviation_coef
-        self.covariance_coef = covariance_coef
-        self.target_encoder = MomentumEncoder(encoder)
         self.predictor = ActionConditionedPredictor(embed_dim, action_dim, hidden_dim, predictor_gain)
 
-    @staticmethod
-    def _momentum_at(momentum: float | Callable[[float], float], progress_remaining: float) -> float:
-        value = float(momentum(progress_remaining) if callable(momentum) else momentum)
-        if not 0.0 <= value <= 1.0:
-            where = f" at progress_remaining={progress_remaining}" if callable(momentum) else ""
-            raise ValueError(f"`momentum` must lie in [0, 1], got {value}{where}")
-        return value
-
-    def update_momentum(self, progress_remaining: float) -> None:
+    def predict(self, batch: ObjectiveInput) -> tuple[th.Tensor, th.Tensor, th.Tensor, dict[str, th.Tensor]]:
         """
-        Follow the momentum's schedule, if it has one.
-
-        :param progress_remaining: Remaining progress of the training, from 1 to 0
+        :param batch: What it learns from: embedding, actions and next observations (or their target)
+        :return: The prediction loss, the predicted embeddings ``(batch, embed_dim)``, what they should have been, and
+            no further terms
         """
-        if self.momentum_schedule is not None:
-            self.momentum = self._momentum_at(self.momentum_schedule, progress_remaining)
-
-    def update_target(self, encoder: nn.Module) -> None:
-        """
-        Move the target encoder one step of momentum. To be called after each optimiser step.
-
-        :param encoder: The context encoder
-        """
-        self.target_encoder.update(encoder, self.momentum)
-
-    @property
-    def keeps_targets(self) -> bool:
-        """Whether target embeddings hold for longer than a minibatch."""
-        return self.target_refresh != "step" and self.prediction_coef > 0
-
-    def forward(
-        self,
-        embedding: th.Tensor,
-        actions: th.Tensor,
-        next_observations: Any,
-        valid: th.Tensor | None = None,
-        target: th.Tensor | None = None,
-    ) -> ObjectiveOutput:
-        """
-        :param embedding: Context embedding ``(batch, embed_dim)``, with its gradient
-        :param actions: Encoded actions ``(batch, action_dim)``
-        :param next_observations: What the encoder takes, of the next time step
-        :param valid: ``(batch,)``, 1 where the next observation belongs to the same episode and is known
-        :param target: Target embedding of the next observations ``(batch, embed_dim)``, where it is known already
-        :return: The loss, its terms, and what was predicted
-        """
-        # With several ranks, of all of them
-        (embeddings,) = join_batches(embedding)
-        # Where it is only a gauge it needs no gradient
-        variance = embedding_variance(embeddings if self.variance_coef > 0 else embeddings.detach())
-        terms = {"embedding_variance": variance, "variance_loss": variance_loss(variance)}
-        loss = self.variance_coef * terms["variance_loss"]
-        if self.deviation_coef > 0:
-            terms["deviation_loss"] = deviation_loss(embeddings)
-            loss = loss + self.deviation_coef * terms["deviation_loss"]
-        if self.covariance_coef > 0:
-            terms["covariance_loss"] = covariance_loss(embeddings)
-            loss = loss + self.covariance_coef * terms["covariance_loss"]
-        prediction = None
-        if self.prediction_coef > 0:
-            prediction = self.predictor(embedding, actions)
-            target = self.target_encoder(next_observations) if target is None else target
-            terms["prediction_loss"] = prediction_loss(*join_batches(prediction, target, valid))
-            loss = loss + self.prediction_coef * terms["prediction_loss"]
-        terms = {name: term.detach() for name, term in terms.items()}
-        return ObjectiveOutput(loss, terms, prediction, target, valid)
+        assert batch.embedding is not None
+        assert batch.actions is not None
+        prediction = self.predictor(batch.embedding, batch.actions)
+        target = self.target_encoder(batch.next_observations) if batch.target is None else batch.target
+        return prediction_loss(*join_batches(prediction, target, batch.valid)), prediction, target, {}

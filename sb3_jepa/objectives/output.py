@@ -1,8 +1,32 @@
-"""What an objective returns."""
+"""What an objective gets, and what it returns."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
+from torch import nn
+
+
+class ObjectiveInput(NamedTuple):
+    """
+    What an objective learns from: a minibatch, and the encoder that sees it. Each objective takes what it needs.
+
+    :param encoder: The context encoder
+    :param observations: Preprocessed observations, what the encoder takes
+    :param embedding: Context embedding ``(batch, embed_dim)``, with its gradient; None if nobody has computed it, for
+        an objective that can do without
+    :param actions: Encoded actions ``(batch, action_dim)``; None if they are not known
+    :param next_observations: What the encoder takes, of the next time step; None if that is not known
+    :param valid: ``(batch,)``, 1 where the next observation belongs to the same episode and is known; None if all do
+    :param target: Target embedding of the next observations ``(batch, embed_dim)``, where it is known already
+    """
+
+    encoder: nn.Module
+    observations: Any
+    embedding: th.Tensor | None = None
+    actions: th.Tensor | None = None
+    next_observations: Any = None
+    valid: th.Tensor | None = None
+    target: th.Tensor | None = None
 
 
 class ObjectiveOutput(NamedTuple):
@@ -11,8 +35,9 @@ class ObjectiveOutput(NamedTuple):
 
     :param loss: The weighted loss, a scalar
     :param terms: Its unweighted terms and gauges for the logger, scalars without gradient, among them
-        ``"embedding_variance"``
-    :param prediction: Predicted embeddings ``(batch, embed_dim)``; None if nothing was predicted
+        ``"embedding_variance"`` if there was an embedding
+    :param prediction: Predicted embeddings ``(batch, embed_dim)``; None if nothing was predicted, or something else
+        than one embedding for each of the batch
     :param target: What the predictor had to guess ``(batch, embed_dim)``
     :param valid: ``(batch,)``, 1 for pairs that count and 0 for those that do not; None when all do
     """

@@ -8,9 +8,11 @@ from sb3_jepa.parts.losses import (
     prediction_loss,
     variance_loss,
 )
-from sb3_jepa.parts.predictors import ActionConditionedPredictor
+from sb3_jepa.parts.masks import BlockMasks, Masks, MaskSampler, SubsetMasks
+from sb3_jepa.parts.neighbors import NeighborAggregation
+from sb3_jepa.parts.predictors import ActionConditionedPredictor, MaskedPredictor, position_code
 from sb3_jepa.parts.standardization import InputStandardization, measuring
-from sb3_jepa.parts.targets import MomentumEncoder
+from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
 from sb3_jepa.parts.tokenizers import (
     CategoryTokenizer,
     ColumnTokenizer,
@@ -22,19 +24,27 @@ from sb3_jepa.parts.transformer import TransformerEncoder
 
 __all__ = [
     "ActionConditionedPredictor",
+    "BlockMasks",
     "CategoryTokenizer",
     "ColumnTokenizer",
     "DictTokenizer",
     "InputStandardization",
+    "MaskSampler",
+    "MaskedPredictor",
+    "Masks",
     "MomentumEncoder",
+    "NeighborAggregation",
     "PatchTokenizer",
     "StandardizedPatchTokenizer",
+    "SubsetMasks",
+    "TargetEncoder",
     "TransformerEncoder",
     "attach_loss",
     "covariance_loss",
     "deviation_loss",
     "embedding_variance",
     "measuring",
+    "position_code",
     "prediction_loss",
     "variance_loss",
 ]

@@ -1,8 +1,12 @@
 """Predictors: from the context's embedding to a guess of the target's."""
 
+from collections.abc import Sequence
+
 import torch as th
 from torch import nn
 from torch.nn import functional as F
+
+from sb3_jepa.parts.transformer import Block
 
 
 class ActionConditionedPredictor(nn.Module):
@@ -42,3 +46,104 @@ class ActionConditionedPredictor(nn.Module):
         :return: Predicted embedding of the next observation ``(batch, embed_dim)``
         """
         return self.output(F.relu(self.hidden(embedding) + self.action(actions)))
+
+
+def position_code(grid: Sequence[int], dim: int) -> th.Tensor:
+    """
+    Fixed code for the places of a grid: for each axis, sines and cosines of the position at frequencies from 1 down to
+    nearly 1 / 10000 (*Attention Is All You Need*, Vaswani et al. 2017, arXiv 1706.03762, section 3.5).
+
+    :param grid: Sides of the grid
+    :param dim: Width of the code. Each axis gets an equal, even part of it; zeros fill what remains.
+    :return: ``(places, dim)``, the last axis running fastest
+    :raises ValueError: If a side is not positive, or there are fewer than two numbers for each axis
+    """
+    if min(grid, default=0) < 1:
+        raise ValueError(f"`grid` must have positive sides, got {tuple(grid)}")
+    n_frequencies = dim // (2 * len(grid))
+    if n_frequencies < 1:
+        raise ValueError(f"`dim` must be at least {2 * len(grid)} for the {len(grid)} axes of `grid`, got {dim}")
+    frequencies = 10000.0 ** (-th.arange(n_frequencies) / n_frequencies)
+    positions = th.cartesian_prod(*(th.arange(side) for side in grid)).view(-1, len(grid))
+    angles = positions[..., None] * frequencies  # (places, axes, frequencies)
+    code = th.cat((angles.sin(), angles.cos()), dim=2).flatten(1)
+    return F.pad(code, (0, dim - code.shape[1]))
+
+
+class MaskedPredictor(nn.Module):
+    """
+    Narrow transformer that predicts hidden tokens from those that are seen. In the place of each, a learned mask token
+    says that it is to be predicted, and a fixed code where it is (*I-JEPA*, Assran et al. 2023, arXiv 2301.08243,
+    section 3).
+
+    :param grid: How the tokens of an observation are laid out
+    :param embed_dim: Width of the context's tokens
+    :param output_dim: Width of what is predicted; None for ``embed_dim``
+    :param predictor_dim: Width of the predictor's own tokens
+    :param depth: Number of blocks, at least 1
+    :param num_heads: Attention heads per block, a divisor of ``predictor_dim``
+    :param mlp_ratio: Hidden width of each block's MLP as a multiple of ``predictor_dim``
+    :raises ValueError: If a size is not positive, ``num_heads`` does not divide ``predictor_dim``, or the latter is too
+        small for a code of the places
+    """
+
+    place_code: th.Tensor
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        embed_dim: int,
+        output_dim: int | None = None,
+        predictor_dim: int = 32,
+        depth: int = 2,
+        num_heads: int = 4,
+        mlp_ratio: float = 2.0,
+    ):
+        super().__init__()
+        output_dim = embed_dim if output_dim is None else output_dim
+        sizes = dict(embed_dim=embed_dim, output_dim=output_dim, predictor_dim=predictor_dim)
+        for name, size in dict(**sizes, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio).items():
+            if size <= 0:
+                raise ValueError(f"`{name}` must be positive, got {size}")
+        if predictor_dim % num_heads != 0:
+            raise ValueError(
+                f"`num_heads` must divide `predictor_dim`, got num_heads={num_heads} and predictor_dim={predictor_dim}"
+            )
+        n_axes = len(grid)
+        if predictor_dim < 2 * n_axes:
+            raise ValueError(
+                f"`predictor_dim` must be at least {2 * n_axes} for the {n_axes} axes of `grid`, got {predictor_dim}"
+            )
+        self.input = nn.Linear(embed_dim, predictor_dim)
+        self.mask_token = nn.Parameter(th.zeros(predictor_dim))
+        self.register_buffer("place_code", position_code(grid, predictor_dim), persistent=False)
+        self.blocks = nn.ModuleList(Block(predictor_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(predictor_dim)
+        self.output = nn.Linear(predictor_dim, output_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise: Xavier-uniform matrices, zero biases, a small random mask token."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, context: th.Tensor, context_places: th.Tensor, target_places: th.Tensor) -> th.Tensor:
+        """
+        :param context: Tokens that are seen, ``(batch, class_tokens + n_context, embed_dim)``, class tokens first
+        :param context_places: Their places without class tokens, ``(batch, n_context)``
+        :param target_places: Of the hidden tokens, ``(batch, n_masks, n_targets)``
+        :return: Predicted tokens ``(batch, n_masks, n_targets, output_dim)``. No mask knows of the others.
+        """
+        batch_size, n_masks, n_targets = target_places.shape
+        code = F.embedding(context_places, self.place_code)
+        no_code = code.new_zeros(batch_size, context.shape[1] - code.shape[1], code.shape[2])
+        seen = self.input(context) + th.cat((no_code, code), dim=1)
+        hidden = self.mask_token + F.embedding(target_places, self.place_code)
+        tokens = th.cat((seen[:, None].expand(-1, n_masks, -1, -1), hidden), dim=2).flatten(0, 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        predicted = self.output(self.norm(tokens[:, -n_targets:]))
+        return predicted.unflatten(0, (batch_size, n_masks))

@@ -25,7 +25,8 @@ class InputStandardization(nn.Module):
     the same information, in a form that is learned sooner.
 
     The columns of a vector have units of their own. With ``per_input``, so has the deviation, and the result is clipped
-    to [-10, 10], as Stable-Baselines3's ``VecNormalize`` does, against columns that hardly changed at first.
+    to [-10, 10], as Stable-Baselines3's ``VecNormalize`` does, against columns that hardly changed at first. NaN, a
+    number that is missing, stays NaN and is not measured.
 
     The statistics are buffers: they travel in the state dict. Until :meth:`update` was called, nothing is subtracted
     and nothing divided.
@@ -57,7 +58,7 @@ class InputStandardization(nn.Module):
 
         :param inputs: ``(batch, *shape)``
         """
-        variance, mean = th.var_mean(self._changes(inputs), dim=0, correction=0)
+        variance, mean = self._of_batch(self._changes(inputs))
         n_before = self.n_seen.clone()
         self.n_seen += len(inputs)
         fraction = len(inputs) / self.n_seen
@@ -71,6 +72,15 @@ class InputStandardization(nn.Module):
             deviation = deviation.repeat_interleave(len(self.deviation) // self.changes_of).view_as(self.deviation)
         # Inputs that never changed leave nothing to divide by
         self.deviation.copy_(th.where(deviation > 0, deviation, 1.0))
+
+    def _of_batch(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        if not self.per_input:
+            return th.var_mean(inputs, dim=0, correction=0)
+        mean = inputs.nanmean(dim=0)
+        # A column that is missing in the whole batch tells nothing new
+        mean = th.where(mean.isnan(), self.mean, mean)
+        variance = (inputs - mean).square().nanmean(dim=0)
+        return th.where(variance.isnan(), self.variance, variance), mean
 
     def _changes(self, inputs: th.Tensor) -> th.Tensor:
         if self.changes_of == 1:

@@ -1,6 +1,7 @@
 """Target encoders: what the predictor has to guess."""
 
 import copy
+import hashlib
 from typing import Any
 
 import torch as th
@@ -9,36 +10,79 @@ from torch import nn
 from sb3_jepa.parts.versions import Versions
 
 
-class MomentumEncoder(nn.Module):
-    r"""
-    A copy of the context encoder that follows it slowly,
-    :math:`\bar\theta \leftarrow m\,\bar\theta + (1 - m)\,\theta`
-    (*JEPA for RL*, arXiv 2504.16591, section 3). Equal to the context encoder at the start, without gradient, always in
-    evaluation mode.
+class TargetEncoder(nn.Module):
+    """
+    An encoder that gives targets: without gradient, and always in evaluation mode. This one stays as it is (a *frozen
+    teacher*, SALT, arXiv 2509.24317).
 
-    :param encoder: The context encoder
+    :param encoder: It is copied
     """
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "TargetEncoder":
+        """Stay in evaluation mode, whatever mode the parent module is put in."""
+        return super().train(False)
+
+    @th.no_grad()
+    def forward(self, observations: Any) -> th.Tensor:
+        """
+        :param observations: What the encoder takes
+        :return: Target embedding ``(batch, embed_dim)``, without gradient
+        """
+        return self.encoder(observations)
+
+    @th.no_grad()
+    def encode_tokens(self, observations: Any) -> th.Tensor:
+        """
+        :param observations: What the encoder takes
+        :return: The outputs of class tokens and tokens, ``(batch, class_tokens + tokens, embed_dim)``, without gradient
+        """
+        return self.encoder.encode_tokens(observations)  # type: ignore[operator]
+
+    def update(self, encoder: nn.Module, momentum: float) -> None:
+        """
+        Without effect: it is frozen.
+
+        :param encoder: The context encoder
+        :param momentum: ``m``
+        """
+
+    def copy_buffers(self, encoder: nn.Module) -> None:
+        """
+        Without effect: it sees its input as it was taught to.
+
+        :param encoder: The context encoder
+        """
+
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits that tell it from others: a digest of its parameters and buffers."""
+        digest = hashlib.sha256()
+        for name, value in self.encoder.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:8]
+
+
+class MomentumEncoder(TargetEncoder):
+    r"""
+    A copy of the context encoder that follows it slowly,
+    :math:`\bar\theta \leftarrow m\,\bar\theta + (1 - m)\,\theta`
+    (*JEPA for RL*, arXiv 2504.16591, section 3). Equal to the context encoder at the start.
+
+    :param encoder: The context encoder
+    """
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__(encoder)
         self._copied = Versions()
 
     def __getstate__(self) -> dict[str, Any]:
         # The buffers of a copy count their versions anew
         return dict(super().__getstate__(), _copied=Versions())
-
-    def train(self, mode: bool = True) -> "MomentumEncoder":
-        """Stay in evaluation mode, whatever mode the parent module is put in."""
-        return super().train(False)
-
-    @th.no_grad()
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        """
-        :param observations: What the context encoder takes
-        :return: Target embedding ``(batch, embed_dim)``, without gradient
-        """
-        return self.encoder(observations)
 
     @th.no_grad()
     def update(self, encoder: nn.Module, momentum: float) -> None:
@@ -48,7 +92,10 @@ class MomentumEncoder(nn.Module):
         :param encoder: The context encoder
         :param momentum: ``m``; 1 leaves the target as it is, 0 copies the context encoder
         """
-        th._foreach_lerp_(list(self.encoder.parameters()), list(encoder.parameters()), 1.0 - momentum)
+        own: list[th.Tensor] = list(self.encoder.parameters())
+        # PyTorch objects to an empty list
+        if own:
+            th._foreach_lerp_(own, list(encoder.parameters()), 1.0 - momentum)
         self.copy_buffers(encoder)
 
     @th.no_grad()

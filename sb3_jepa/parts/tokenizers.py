@@ -1,6 +1,8 @@
 """Tokenizers: what becomes a token."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -62,6 +64,18 @@ class PatchTokenizer(nn.Module):
     def token_shape(self) -> tuple[int, ...]:
         """How the tokens of an observation are laid out: ``(frames, rows, columns)``."""
         return self.frames, self.n_rows, self.n_columns
+
+    @property
+    def n_inputs(self) -> list[int]:
+        """Number of inputs of each token."""
+        return [self.projection.in_features] * math.prod(self.token_shape)
+
+    def token_inputs(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: As of :meth:`forward`
+        :return: Their pixels, ``(batch, tokens, pixels)``
+        """
+        return self.patches(images).flatten(1, 3)
 
     def reset_parameters(self) -> None:
         """Initialise: Xavier-uniform projection with zero bias, small random codes (as in the original ViT)."""
@@ -155,6 +169,14 @@ class StandardizedPatchTokenizer(nn.Sequential):
             return self.tokenizer(self.standardization(images * scale), self.places(images))
         return self._forward_folded(images, scale)
 
+    def token_inputs(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: As of :meth:`forward`
+        :return: The standardised pixels of all places, ``(batch, places, pixels)``
+        """
+        images = images / 255.0 if images.dtype == th.uint8 else images
+        return self.tokenizer.token_inputs(self.standardization(images))
+
     def _goes_step_by_step(self, images: th.Tensor) -> bool:
         # When it is exported, the number of images is not known
         if self.standardization.is_measuring or th.compiler.is_exporting():
@@ -238,6 +260,18 @@ class ColumnTokenizer(nn.Module):
         """How the tokens of an observation are laid out: ``(n_columns,)``."""
         return (len(self.code),)
 
+    @property
+    def n_inputs(self) -> list[int]:
+        """Number of inputs of each token."""
+        return [1] * len(self.code)
+
+    def token_inputs(self, vectors: th.Tensor) -> th.Tensor:
+        """
+        :param vectors: As of :meth:`forward`
+        :return: ``(batch, n_columns, 1)``
+        """
+        return vectors.reshape(vectors.shape[0], -1, 1)
+
     def reset_parameters(self) -> None:
         """Initialise uniformly, with the bounds that ``nn.Linear`` would have (as in FT-Transformer)."""
         bound = self.direction.shape[1] ** -0.5
@@ -249,7 +283,7 @@ class ColumnTokenizer(nn.Module):
         :param vectors: ``(batch, *shape)`` of ``n_columns`` numbers each
         :return: ``(batch, n_columns, embed_dim)``
         """
-        return th.addcmul(self.code, vectors.reshape(vectors.shape[0], -1, 1), self.direction)
+        return th.addcmul(self.code, self.token_inputs(vectors), self.direction)
 
 
 class CategoryTokenizer(nn.Module):
@@ -270,6 +304,20 @@ class CategoryTokenizer(nn.Module):
     def token_shape(self) -> tuple[int, ...]:
         """How the tokens of an observation are laid out: ``(variables,)``."""
         return (len(self.sizes),)
+
+    @property
+    def n_inputs(self) -> list[int]:
+        """Number of inputs of each token."""
+        return self.sizes
+
+    def token_inputs(self, one_hot: th.Tensor) -> th.Tensor:
+        """
+        :param one_hot: As of :meth:`forward`
+        :return: ``(batch, variables, categories)``, with zeros for the categories that a variable does not have
+        """
+        width = max(self.sizes)
+        variables = one_hot.flatten(1).split(self.sizes, dim=1)
+        return th.stack([F.pad(variable, (0, width - variable.shape[1])) for variable in variables], dim=1)
 
     def reset_parameters(self) -> None:
         """Initialise uniformly, as :class:`ColumnTokenizer`."""
@@ -304,6 +352,26 @@ class DictTokenizer(nn.Module):
         self.type_code = nn.Parameter(th.empty(len(self.keys), embed_dim))
         nn.init.normal_(self.type_code, std=0.02)
 
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """How the tokens of an observation are laid out: in one sequence, ``(tokens of all keys,)``."""
+        return (len(self.n_inputs),)
+
+    @property
+    def n_inputs(self) -> list[int]:
+        """Number of inputs of each token."""
+        return [n for tokenizer in self.tokenizers.values() for n in n_inputs(tokenizer)]
+
+    def token_inputs(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
+        """
+        :param observations: As of :meth:`forward`
+        :return: ``(batch, tokens of all keys, inputs)``, with zeros for the inputs that a token does not have
+        """
+        tokenizers = zip(self.keys, self.tokenizers.values(), strict=True)
+        inputs = [token_inputs(tokenizer, observations[key]) for key, tokenizer in tokenizers]
+        width = max(one.shape[2] for one in inputs)
+        return th.cat([F.pad(one, (0, width - one.shape[2])) for one in inputs], dim=1)
+
     def forward(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
         """
         :param observations: ``(batch, *shape)`` for each key
@@ -316,6 +384,43 @@ class DictTokenizer(nn.Module):
             ],
             dim=1,
         )
+
+
+def _last(tokenizer: nn.Module) -> Any:
+    # What reorders and standardises the input comes before
+    while isinstance(tokenizer, nn.Sequential):
+        tokenizer = tokenizer[-1]
+    return tokenizer
+
+
+def token_shape(tokenizer: nn.Module) -> tuple[int, ...]:
+    """
+    :param tokenizer: Any of these, or a ``Sequential`` that ends with one
+    :return: How the tokens of an observation are laid out
+    """
+    return _last(tokenizer).token_shape
+
+
+def n_inputs(tokenizer: nn.Module) -> list[int]:
+    """
+    :param tokenizer: Any of these, or a ``Sequential`` that ends with one
+    :return: Number of inputs (pixels, numbers, categories) of each token
+    """
+    return _last(tokenizer).n_inputs
+
+
+def token_inputs(tokenizer: nn.Module, observations: Any) -> th.Tensor:
+    """
+    :param tokenizer: Any of these, or a ``Sequential`` that ends with one
+    :param observations: What it takes
+    :return: What it makes tokens of, ``(batch, tokens, inputs)``
+    """
+    if isinstance(tokenizer, nn.Sequential) and not isinstance(tokenizer, StandardizedPatchTokenizer):
+        *before, last = tokenizer
+        for module in before:
+            observations = module(observations)
+        return token_inputs(last, observations)
+    return tokenizer.token_inputs(observations)  # type: ignore[operator]
 
 
 def _module_name(key: str) -> str:

@@ -1,11 +1,16 @@
 """A small pre-norm vision transformer whose class token is the embedding."""
 
+import math
 from typing import Any
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_jepa.parts.token_selection import take_places
+from sb3_jepa.parts.tokenizers import token_inputs, token_shape
+
+OUTPUTS = ("class_token", "mean", "per_token", "flat")
 # What a processor works on at once is best no larger than its cache
 MAX_TOKENS_ON_CPU = 6144
 
@@ -30,13 +35,14 @@ class Attention(nn.Module):
         # (batch, tokens, dim) -> (batch, heads, tokens, dim / heads)
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def class_token_weights(self, tokens: th.Tensor) -> th.Tensor:
+    def class_token_weights(self, tokens: th.Tensor, missing: th.Tensor | None = None) -> th.Tensor:
         r"""
         What the class token attends to. Its query asks all tokens at once: instead of a key for each token,
         :math:`q^T (W_k x_i)`, there is one question in the space of the tokens, :math:`(W_k^T q)^T x_i`. (The bias of
         the keys adds the same to all, and so nothing.)
 
         :param tokens: ``(batch, tokens, dim)``, the class token first
+        :param missing: Tokens that are not attended to, ``(batch, tokens)``
         :return: ``(batch, heads, tokens)``, which sum to one over the tokens
         """
         dim = tokens.shape[-1]
@@ -44,31 +50,36 @@ class Attention(nn.Module):
         query = query.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)  # (heads, batch, dim / heads)
         key_weight = self.qkv.weight[dim : 2 * dim].unflatten(0, (self.num_heads, -1))
         question = (query * query.shape[-1] ** -0.5) @ key_weight  # (heads, batch, dim)
-        return (question.transpose(0, 1) @ tokens.transpose(1, 2)).softmax(dim=-1)
+        scores = question.transpose(0, 1) @ tokens.transpose(1, 2)
+        return (scores if missing is None else scores.masked_fill(missing[:, None], -th.inf)).softmax(dim=-1)
 
-    def _attend_class_token(self, tokens: th.Tensor) -> th.Tensor:
+    def _attend_class_token(self, tokens: th.Tensor, missing: th.Tensor | None) -> th.Tensor:
         # The values likewise: a weighted mean of the tokens is projected, and not each of them
         dim = tokens.shape[-1]
-        mean = self.class_token_weights(tokens) @ tokens  # (batch, heads, dim)
+        mean = self.class_token_weights(tokens, missing) @ tokens  # (batch, heads, dim)
         value_weight = self.qkv.weight[2 * dim :].unflatten(0, (self.num_heads, -1))
         attended = mean.transpose(0, 1) @ value_weight.transpose(1, 2)  # (heads, batch, dim / heads)
         return attended.transpose(0, 1).flatten(1)[:, None] + self.qkv.bias[2 * dim :]
 
-    def forward(self, tokens: th.Tensor, class_token_only: bool = False) -> th.Tensor:
+    def forward(self, tokens: th.Tensor, class_token_only: bool = False, missing: th.Tensor | None = None) -> th.Tensor:
         """
         :param tokens: ``(batch, tokens, dim)``
         :param class_token_only: Compute the output of the first token only. It still attends to all tokens, so the
             result is that of the full attention, at a fraction of the price: there are neither keys nor values.
+        :param missing: Tokens that are not attended to, ``(batch, tokens)``; never all of a row. None if there is none.
         :return: ``(batch, tokens, dim)``, or ``(batch, 1, dim)`` for the class token only
         """
         if class_token_only:
-            return self.proj(self._attend_class_token(tokens))
+            return self.proj(self._attend_class_token(tokens, missing))
         query, key, value = map(self._split_heads, self.qkv(tokens).chunk(3, dim=-1))
         if self.is_differentiable_twice:
-            weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-            attended = weights.softmax(dim=-1) @ value
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+            if missing is not None:
+                scores = scores.masked_fill(missing[:, None, None], -th.inf)
+            attended = scores.softmax(dim=-1) @ value
         else:
-            attended = F.scaled_dot_product_attention(query, key, value)
+            attends_to = None if missing is None else ~missing[:, None, None]
+            attended = F.scaled_dot_product_attention(query, key, value, attends_to)
         return self.proj(attended.transpose(1, 2).flatten(-2))
 
 
@@ -88,33 +99,64 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, int(mlp_ratio * dim)), nn.GELU(), nn.Linear(int(mlp_ratio * dim), dim))
 
-    def forward(self, tokens: th.Tensor, class_token_only: bool = False) -> th.Tensor:
+    def forward(self, tokens: th.Tensor, class_token_only: bool = False, missing: th.Tensor | None = None) -> th.Tensor:
         """
         :param tokens: ``(batch, tokens, dim)``
         :param class_token_only: Return the class token alone, see :class:`Attention`
+        :param missing: Tokens that are not attended to, ``(batch, tokens)``; never all of a row. None if there is none.
         :return: ``(batch, tokens, dim)``, or ``(batch, 1, dim)`` for the class token only
         """
         residual = tokens[:, :1] if class_token_only else tokens
-        tokens = residual + self.attention(self.attention_norm(tokens), class_token_only)
+        tokens = residual + self.attention(self.attention_norm(tokens), class_token_only, missing)
         return tokens + self.mlp(self.mlp_norm(tokens))
+
+
+class TokenReadout(nn.Module):
+    """
+    A number for each token, with weights of its own (``linear_per_feature`` in *T-JEPA*, arXiv 2410.05016).
+
+    :param n_tokens: Number of tokens
+    :param dim: Width of a token
+    """
+
+    def __init__(self, n_tokens: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(th.empty(n_tokens, dim))
+        self.bias = nn.Parameter(th.zeros(n_tokens))
+        # Of tokens that went through a LayerNorm, each number begins with a variance of one
+        nn.init.normal_(self.weight, std=dim**-0.5)
+
+    def forward(self, tokens: th.Tensor) -> th.Tensor:
+        """
+        :param tokens: ``(batch, tokens, dim)``
+        :return: ``(batch, tokens)``
+        """
+        return (tokens * self.weight).sum(dim=2) + self.bias
 
 
 class TransformerEncoder(nn.Module):
     """
-    Tokens and a learnable class token through a stack of blocks; the class token's output is the embedding ``s``
-    (*JEPA for RL*, arXiv 2504.16591, section 3).
+    Tokens and learnable class tokens through a stack of blocks. By default there is one, and its output is the
+    embedding ``s`` (*JEPA for RL*, arXiv 2504.16591, section 3).
 
-    Only the class token is read, so the last block computes its query, projection and MLP for that token alone: exact,
-    and at depth 2 nearly half of the work saved.
+    Where only the class token is read, the last block computes its query, projection and MLP for that token alone:
+    exact, and at depth 2 nearly half of the work saved.
 
     :param tokenizer: Module that turns an observation into ``(batch, tokens, embed_dim)``
-    :param embed_dim: Width of the tokens and of the embedding
+    :param embed_dim: Width of the tokens
     :param depth: Number of blocks, at least 1
     :param num_heads: Attention heads per block, a divisor of ``embed_dim``
     :param mlp_ratio: Hidden width of each block's MLP as a multiple of ``embed_dim``
     :param final_norm: Whether a LayerNorm closes the stack, as in the original ViT. It gives each embedding a variance
         of one over its dimensions, and with that bounds the embedding variance, over the batch, by about one.
-    :raises ValueError: If a size is not positive or ``num_heads`` does not divide ``embed_dim``
+    :param class_tokens: Number of class tokens. They say nothing of the observation, are always visible, and gather
+        what all of it says (the [REG] tokens of *T-JEPA*, arXiv 2410.05016).
+    :param output: What is made of the tokens: ``"class_token"``, the first one; ``"mean"`` of the observation's
+        tokens; ``"per_token"``, a number for each token, with learned weights; ``"flat"``, all of them, one after
+        the other. The class tokens come first in the last two.
+    :param missing_as_nan: Whether NaN means that an input is missing. Its token is left out then.
+    :raises ValueError: If a size is not positive, ``num_heads`` does not divide ``embed_dim``, ``output`` is none of
+        these, or it is ``"class_token"`` and there is none
     """
 
     def __init__(
@@ -125,6 +167,9 @@ class TransformerEncoder(nn.Module):
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
         final_norm: bool = True,
+        class_tokens: int = 1,
+        output: str = "class_token",
+        missing_as_nan: bool = False,
     ):
         super().__init__()
         for name, size in dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio).items():
@@ -134,10 +179,18 @@ class TransformerEncoder(nn.Module):
             raise ValueError(
                 f"`num_heads` must divide `embed_dim`, got num_heads={num_heads} and embed_dim={embed_dim}"
             )
+        if output not in OUTPUTS:
+            raise ValueError(f"`output` must be one of {OUTPUTS}, got {output!r}")
+        if class_tokens < (output == "class_token"):
+            raise ValueError(
+                f'`class_tokens` must be at least 1 for `output="class_token"`, and else at least 0, got {class_tokens}'
+            )
         self.tokenizer = tokenizer
-        self.class_token = nn.Parameter(th.zeros(1, 1, embed_dim))
+        self.output, self.missing_as_nan = output, missing_as_nan
+        self.class_token = nn.Parameter(th.zeros(1, class_tokens, embed_dim))
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim) if final_norm else nn.Identity()
+        self.readout = TokenReadout(class_tokens + self.n_tokens, embed_dim) if output == "per_token" else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -150,6 +203,33 @@ class TransformerEncoder(nn.Module):
         nn.init.normal_(self.class_token, std=0.02)
 
     @property
+    def embed_dim(self) -> int:
+        """Width of a token."""
+        return self.class_token.shape[2]
+
+    @property
+    def class_tokens(self) -> int:
+        """Number of class tokens."""
+        return self.class_token.shape[1]
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """How the tokens of an observation are laid out, such as ``(frames, rows, columns)``."""
+        return token_shape(self.tokenizer)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of an observation, without class tokens."""
+        return math.prod(self.token_shape)
+
+    @property
+    def output_dim(self) -> int:
+        """Width of what :meth:`forward` returns."""
+        if self.output == "per_token":
+            return self.class_tokens + self.n_tokens
+        return self.embed_dim * (self.class_tokens + self.n_tokens) if self.output == "flat" else self.embed_dim
+
+    @property
     def is_differentiable_twice(self) -> bool:
         """Whether its attention has a second derivative."""
         return any(block.attention.is_differentiable_twice for block in self.blocks)  # type: ignore[union-attr,operator]
@@ -157,18 +237,72 @@ class TransformerEncoder(nn.Module):
     def forward(self, observations: Any) -> th.Tensor:
         """
         :param observations: What the tokenizer takes
-        :return: Embedding ``(batch, embed_dim)``
+        :return: Embedding ``(batch, output_dim)``
         """
+        tokens, missing = self._tokenize(observations)
+        if self.output == "class_token":
+            return self._in_parts(self._embed_class_token, tokens, missing)
+        tokens = self._in_parts(self._embed_tokens, tokens, missing)
+        present = None if missing is None else ~missing[..., None]
+        if self.output == "mean":
+            tokens = tokens[:, self.class_tokens :]
+            if present is None:
+                return tokens.mean(dim=1)
+            present = present[:, self.class_tokens :]
+            return (tokens * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)
+        if present is not None:
+            tokens = tokens * present
+        return tokens.flatten(1) if self.readout is None else self.readout(tokens)
+
+    def encode_tokens(self, observations: Any, places: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param observations: What the tokenizer takes
+        :param places: The tokens that are visible, ``(batch, n_visible)``; None for all. The others are as if they
+            were not there.
+        :return: Outputs of the class tokens, then of the visible ones, ``(batch, class_tokens + n_visible, embed_dim)``
+        """
+        return self._in_parts(self._embed_tokens, *self._tokenize(observations, places))
+
+    def token_inputs(self, observations: Any) -> th.Tensor:
+        """
+        What the tokens are made of: standardised pixels or numbers, or a one-hot category.
+
+        :param observations: What the tokenizer takes
+        :return: ``(batch, tokens, inputs)``; tokens of fewer inputs, see :func:`~sb3_jepa.parts.tokenizers.n_inputs`,
+            are filled up with zeros
+        """
+        return token_inputs(self.tokenizer, observations)
+
+    def _tokenize(self, observations: Any, places: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor | None]:
         tokens = self.tokenizer(observations)
+        if places is not None:
+            tokens = take_places(tokens, places)
         tokens = th.cat((self.class_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+        if not self.missing_as_nan:
+            return tokens, None
+        missing = tokens[..., 0].isnan()
+        # Softmax over nothing is NaN: where there is no class token and all is missing, all are zeros that are seen
+        return tokens.masked_fill(missing[..., None], 0.0), missing & ~missing.all(dim=1, keepdim=True)
+
+    @staticmethod
+    def _in_parts(embed: Any, tokens: th.Tensor, missing: th.Tensor | None) -> th.Tensor:
         # A graph is for any number of tokens
         if tokens.device.type != "cpu" or th.compiler.is_compiling():
-            return self._embed(tokens)
+            return embed(tokens, missing)
         n_parts = -(-tokens.shape[0] * tokens.shape[1] // MAX_TOKENS_ON_CPU)
-        return self._embed(tokens) if n_parts <= 1 else th.cat([self._embed(part) for part in tokens.chunk(n_parts)])
+        if n_parts <= 1:
+            return embed(tokens, missing)
+        parts = tokens.chunk(n_parts)
+        missing_parts = [None] * len(parts) if missing is None else missing.chunk(n_parts)
+        return th.cat([embed(*part) for part in zip(parts, missing_parts, strict=True)])
 
-    def _embed(self, tokens: th.Tensor) -> th.Tensor:
+    def _embed_class_token(self, tokens: th.Tensor, missing: th.Tensor | None) -> th.Tensor:
         for block in self.blocks[:-1]:
-            tokens = block(tokens)
-        class_token = self.blocks[-1](tokens, class_token_only=True)
+            tokens = block(tokens, missing=missing)
+        class_token = self.blocks[-1](tokens, class_token_only=True, missing=missing)
         return self.norm(class_token[:, 0])
+
+    def _embed_tokens(self, tokens: th.Tensor, missing: th.Tensor | None) -> th.Tensor:
+        for block in self.blocks:
+            tokens = block(tokens, missing=missing)
+        return self.norm(tokens)

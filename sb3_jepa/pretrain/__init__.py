@@ -1,7 +1,18 @@
 """Learning an encoder from observations alone, before or without any rewards."""
 
 from sb3_jepa.pretrain.collection import record_env
+from sb3_jepa.pretrain.encoder_files import read_encoder
 from sb3_jepa.pretrain.readers import read, read_buffer, read_file, read_minari
 from sb3_jepa.pretrain.recordings import Recordings
+from sb3_jepa.pretrain.training import pretrain
 
-__all__ = ["Recordings", "read", "read_buffer", "read_file", "read_minari", "record_env"]
+__all__ = [
+    "Recordings",
+    "pretrain",
+    "read",
+    "read_buffer",
+    "read_encoder",
+    "read_file",
+    "read_minari",
+    "record_env",
+]

@@ -20,7 +20,7 @@ from sb3_jepa.runs import find_model, load_model
 
 def record_env(
     env: str | gym.Env | VecEnv,
-    n_steps: int,
+    n_steps: int = 10_000,
     folder: str | pathlib.Path | None = None,
     policy: Any = None,
     seed: int = 0,
@@ -46,10 +46,7 @@ def record_env(
     """
     if n_steps < 1:
         raise ValueError(f"`n_steps` must be positive, got {n_steps}")
-    if progress_bar and callbacks.tqdm is None:
-        raise ImportError(
-            'A progress bar needs tqdm and rich: pip install "sb3-jepa[examples]", or say `progress_bar=False`'
-        )
+    check_progress_bar(progress_bar)
     model = load_model(find_model(pathlib.Path(policy))) if isinstance(policy, (str, os.PathLike)) else policy
     if model is not None and not callable(getattr(model, "predict", None)):
         raise ValueError(f"`policy` must be None, a model, the path of one, or have a `predict`, got {policy!r}")
@@ -74,6 +71,17 @@ def record_env(
         if isinstance(env, str):
             vec_env.close()
     return writer.recordings()
+
+
+def check_progress_bar(progress_bar: bool) -> None:
+    """
+    :param progress_bar: Whether one is asked for
+    :raises ImportError: If it is, and tqdm or rich is not installed
+    """
+    if progress_bar and callbacks.tqdm is None:
+        raise ImportError(
+            'A progress bar needs tqdm and rich: pip install "sb3-jepa[examples]", or say `progress_bar=False`'
+        )
 
 
 def _collect(env: VecEnv, model: Any, seed: int, writer: RecordingWriter, bar: Any) -> None:

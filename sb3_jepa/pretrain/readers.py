@@ -46,7 +46,7 @@ def read(source: Any, **kwargs: Any) -> Recordings:
         return read_minari(source.removeprefix(MINARI_PREFIX), **kwargs)
     if isinstance(source, (str, os.PathLike)) and pathlib.Path(source).exists():
         return read_file(source, **kwargs)
-    if isinstance(source, (gym.Env, VecEnv)) or _is_env_id(source):
+    if is_env(source):
         return record_env(source, **kwargs)
     # There is no such data set before Minari was imported
     if "minari" in sys.modules and isinstance(source, sys.modules["minari"].MinariDataset):
@@ -57,9 +57,15 @@ def read(source: Any, **kwargs: Any) -> Recordings:
     )
 
 
-def _is_env_id(source: Any) -> bool:
+def is_env(source: Any) -> bool:
+    """
+    :param source: As of :func:`read`
+    :return: Whether it is an environment, or the ID of one, and nothing that exists as a file
+    """
+    if isinstance(source, (gym.Env, VecEnv)):
+        return True
     try:
-        return isinstance(source, str) and gym.spec(source) is not None
+        return isinstance(source, str) and not pathlib.Path(source).exists() and gym.spec(source) is not None
     except (gym.error.Error, ImportError):
         return False
 

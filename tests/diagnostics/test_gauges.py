@@ -338,9 +338,9 @@ class Spied(NextLatentPrediction):
 
     graphs: list[weakref.ref]
 
-    def forward(self, embedding, *args):
-        output = super().forward(embedding, *args)
-        self.graphs.extend(weakref.ref(tensor) for tensor in (embedding, output.loss, output.prediction))
+    def forward(self, batch):
+        output = super().forward(batch)
+        self.graphs.extend(weakref.ref(tensor) for tensor in (batch.embedding, output.loss, output.prediction))
         return output
 
 

@@ -3,7 +3,7 @@ import torch as th
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
-from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.objectives import NextLatentPrediction, ObjectiveInput
 from sb3_jepa.parts import covariance_loss, deviation_loss, embedding_variance, prediction_loss
 
 # The paper's objective: nothing of VICReg
@@ -20,7 +20,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
     encoder, objective = make_objective(prediction_coef=0.5, variance_coef=3.0)
     x, y, actions, valid = th.randn(6, 5), th.randn(6, 5), th.eye(2)[[0, 1, 0, 1, 0, 1]], th.tensor([1.0] * 5 + [0.0])
     embedding = encoder(x)
-    loss, terms, *_ = objective(embedding, actions, y, valid)
+    loss, terms, *_ = objective(ObjectiveInput(encoder, x, embedding, actions, y, valid))
     expected_prediction = prediction_loss(objective.predictor(embedding, actions), encoder(y), valid)
     expected_variance = embedding_variance(embedding)
     assert terms["prediction_loss"].item() == pytest.approx(expected_prediction.item())
@@ -33,7 +33,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
 def test_loss_with_the_terms_of_vicreg():
     encoder, objective = make_objective(prediction_coef=0.0, deviation_coef=2.0, covariance_coef=0.5)
     embedding = encoder(th.randn(6, 5))
-    loss, terms, *_ = objective(embedding, th.zeros(6, 2), th.randn(6, 5))
+    loss, terms, *_ = objective(ObjectiveInput(encoder, None, embedding, th.zeros(6, 2), th.randn(6, 5)))
     assert terms["deviation_loss"].item() == pytest.approx(deviation_loss(embedding).item())
     assert terms["covariance_loss"].item() == pytest.approx(covariance_loss(embedding).item())
     assert loss.item() == pytest.approx(2.0 * terms["deviation_loss"].item() + 0.5 * terms["covariance_loss"].item())
@@ -47,8 +47,8 @@ def test_the_target_is_the_next_observation_and_not_the_same_one():
     x, y = th.randn(6, 5), th.randn(6, 5)
     actions = th.zeros(6, 2)
     embedding = encoder(x)
-    _, terms, *_ = objective(embedding, actions, y)
-    _, of_same, *_ = objective(embedding, actions, x)
+    _, terms, *_ = objective(ObjectiveInput(encoder, x, embedding, actions, y))
+    _, of_same, *_ = objective(ObjectiveInput(encoder, x, embedding, actions, x))
     assert terms["prediction_loss"].item() == pytest.approx(
         prediction_loss(objective.predictor(embedding, actions), objective.target_encoder(y)).item()
     )
@@ -57,7 +57,7 @@ def test_the_target_is_the_next_observation_and_not_the_same_one():
 
 def test_gradients_flow_where_promised():
     encoder, objective = make_objective()
-    loss, *_ = objective(encoder(th.randn(6, 5)), th.zeros(6, 2), th.randn(6, 5))
+    loss, *_ = objective(ObjectiveInput(encoder, None, encoder(th.randn(6, 5)), th.zeros(6, 2), th.randn(6, 5)))
     loss.backward()
     assert encoder.weight.grad.abs().sum() > 0
     assert objective.predictor.output.weight.grad.abs().sum() > 0
@@ -67,13 +67,14 @@ def test_gradients_flow_where_promised():
 def test_coefficient_of_zero_spares_the_target_encoder(monkeypatch):
     encoder, objective = make_objective(prediction_coef=0.0)
     monkeypatch.setattr(objective.target_encoder, "forward", lambda _: pytest.fail("the target was not needed"))
-    loss, terms, *_ = objective(encoder(th.randn(6, 5)), th.zeros(6, 2), th.randn(6, 5))
+    loss, terms, *_ = objective(ObjectiveInput(encoder, None, encoder(th.randn(6, 5)), th.zeros(6, 2), th.randn(6, 5)))
     assert loss.item() == 0.0
     assert "prediction_loss" not in terms
 
 
-def test_momentum_follows_its_schedule():
-    encoder, objective = make_objective(momentum=LinearSchedule(0.9, 1.0, 1.0))
+@pytest.mark.parametrize("momentum", [LinearSchedule(0.9, 1.0, 1.0), (0.9, 1.0)])
+def test_momentum_follows_its_schedule(momentum):
+    encoder, objective = make_objective(momentum=momentum)
     objective.update_momentum(1.0)
     assert objective.momentum == pytest.approx(0.9)
     objective.update_momentum(0.5)
@@ -91,6 +92,8 @@ def test_momentum_follows_its_schedule():
         (dict(momentum=-0.1), "momentum"),
         (dict(momentum=float("nan")), "momentum"),
         (dict(momentum=LinearSchedule(0.9, 1.1, 1.0)), "progress_remaining=0.0"),
+        (dict(momentum=(0.9, 1.1)), "progress_remaining=0.0"),
+        (dict(momentum=(0.9, 0.95, 1.0)), "pair"),
         (dict(prediction_coef=-1.0), "prediction_coef"),
         (dict(variance_coef=-1.0), "variance_coef"),
         (dict(variance_coef=float("nan")), "variance_coef"),

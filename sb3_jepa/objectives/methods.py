@@ -1,0 +1,98 @@
+"""The methods of the family that are masked prediction, each with the choices of its paper."""
+
+from typing import Any
+
+from torch import nn
+
+from sb3_jepa.objectives.masked import MaskedPrediction, is_of_patches
+from sb3_jepa.parts.neighbors import NeighborAggregation
+
+# Of V-JEPA, which SALT keeps: many small blocks, and a few large ones
+SALT_BLOCKS = (
+    dict(n_masks=8, target_scale=(0.15, 0.15), union=True),
+    dict(n_masks=2, target_scale=(0.7, 0.7), union=True),
+)
+# The same for tokens without neighbourhood: about half of them are hidden, or most
+SALT_SUBSETS = (
+    dict(n_masks=1, context_scale=(0.4, 0.6), target_scale=(0.4, 0.6)),
+    dict(n_masks=1, context_scale=(0.1, 0.3), target_scale=(0.7, 0.9)),
+)
+
+
+class TJepa(MaskedPrediction):
+    """
+    *T-JEPA* (Thimonier et al., ICLR 2025, arXiv 2410.05016), for vectors and categories: each column is a token, and
+    four random subsets of the hidden columns are predicted, as a momentum copy of the encoder sees them. The class
+    tokens are the paper's [REG] tokens: always visible and never a target, to which its released code does not hold.
+
+    :param encoder: The context encoder
+    :param embed_dim: Width of the embedding
+    :param action_dim: Width of the encoded action, which is not used
+    :param kwargs: Those of :class:`MaskedPrediction`
+    :raises ValueError: If an argument is not among those accepted
+    """
+
+    def __init__(self, encoder: nn.Module, embed_dim: int, action_dim: int = 0, **kwargs: Any):
+        mask_kwargs = {} if is_of_patches(encoder) else dict(n_masks=4)
+        defaults = dict(mask_kwargs=mask_kwargs, prediction_loss="mse", momentum=(0.996, 1.0))
+        super().__init__(encoder, embed_dim, action_dim, **{**defaults, **kwargs})
+
+
+class SaltTeacher(MaskedPrediction):
+    """
+    The first stage of *SALT* (Li et al. 2025, arXiv 2509.24317): hidden pixels, numbers or categories are
+    reconstructed, under the masks of the second stage. What it has learned is the ``teacher`` of :class:`Salt`.
+
+    :param encoder: The context encoder
+    :param embed_dim: Width of the embedding
+    :param action_dim: Width of the encoded action, which is not used
+    :param kwargs: Those of :class:`MaskedPrediction`
+    :raises ValueError: If an argument is not among those accepted
+    """
+
+    def __init__(self, encoder: nn.Module, embed_dim: int, action_dim: int = 0, **kwargs: Any):
+        mask_kwargs = SALT_BLOCKS if is_of_patches(encoder) else SALT_SUBSETS
+        defaults = dict(target="input", mask_kwargs=mask_kwargs, prediction_loss="l1")
+        super().__init__(encoder, embed_dim, action_dim, **{**defaults, **kwargs})
+
+
+class Salt(MaskedPrediction):
+    r"""
+    The second stage of *SALT* (Li et al. 2025, arXiv 2509.24317): an encoder of any size predicts the tokens of a
+    frozen teacher,
+
+    .. math:: \min_{\theta, \phi} \lVert g_\phi(f_\theta(x), \delta_y) - f_T(y) \rVert_1
+
+    which sees the whole observation, and whose tokens are normalised without parameters, as in V-JEPA. The targets
+    never move. So nothing can collapse, and the loss tells which of several encoders is the best, if all had this
+    teacher and these masks.
+
+    :param encoder: The context encoder
+    :param embed_dim: Width of the embedding
+    :param action_dim: Width of the encoded action, which is not used
+    :param kwargs: Those of :class:`MaskedPrediction`, ``teacher`` among them
+    :raises ValueError: If an argument is not among those accepted, or there is no teacher
+    """
+
+    def __init__(self, encoder: nn.Module, embed_dim: int, action_dim: int = 0, **kwargs: Any):
+        mask_kwargs = SALT_BLOCKS if is_of_patches(encoder) else SALT_SUBSETS
+        defaults = dict(target="frozen", mask_kwargs=mask_kwargs, prediction_loss="l1", normalize_targets=True)
+        super().__init__(encoder, embed_dim, action_dim, **{**defaults, **kwargs})
+
+
+class DmtJepa(MaskedPrediction):
+    """
+    *DMT-JEPA* (Mo and Yun 2024, arXiv 2405.17995), for images: what is predicted of a hidden patch is an aggregate of
+    those patches around it that are most similar to it, see :class:`~sb3_jepa.parts.NeighborAggregation`.
+
+    :param encoder: The context encoder
+    :param embed_dim: Width of the embedding
+    :param action_dim: Width of the encoded action, which is not used
+    :param kwargs: Those of :class:`MaskedPrediction`; ``target_transform_kwargs`` has the choices of the aggregation,
+        such as ``window`` and ``k``
+    :raises ValueError: If an argument is not among those accepted, or the observations are no images
+    """
+
+    def __init__(self, encoder: nn.Module, embed_dim: int, action_dim: int = 0, **kwargs: Any):
+        defaults = dict(target_transform_class=NeighborAggregation, prediction_loss="smooth_l1", momentum=(0.996, 1.0))
+        super().__init__(encoder, embed_dim, action_dim, **{**defaults, **kwargs})

@@ -1,0 +1,145 @@
+"""What all objectives share: a target encoder that follows, and the terms that keep an embedding from collapsing."""
+
+from collections.abc import Callable, Sequence
+
+import torch as th
+from torch import nn
+
+from sb3_jepa.objectives.output import ObjectiveInput, ObjectiveOutput
+from sb3_jepa.parts.losses import covariance_loss, deviation_loss, embedding_variance, variance_loss
+from sb3_jepa.parts.ranks import join_batches
+from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
+
+# A constant, the values at the start and at the end, or a schedule of the remaining progress (from 1 to 0)
+Momentum = float | Sequence[float] | Callable[[float], float]
+
+
+class Objective(nn.Module):
+    r"""
+    A prediction loss, and beside it three terms of the embedding,
+
+    .. math:: L = c_p\,L_\mathrm{prediction} + c_v\,L_\mathrm{variance} + c_d\,L_\mathrm{deviation}
+              + c_c\,L_\mathrm{covariance}
+
+    see :mod:`sb3_jepa.parts.losses`. One of your own says in :meth:`predict` what is predicted, and makes its predictor
+    after ``super().__init__``.
+
+    :param encoder: The context encoder
+    :param embed_dim: Width of the embedding
+    :param action_dim: Width of the encoded action
+    :param momentum: ``m`` of the target encoder in [0, 1]; or a pair, its values at the start and at the end of the
+        training; or a schedule of the remaining progress (from 1 to 0)
+    :param prediction_coef: Weight of the prediction loss; 0 switches the prediction off
+    :param variance_coef: Weight of the variance loss of *JEPA for RL*
+    :param deviation_coef: Weight of the hinge on the deviation, see :func:`~sb3_jepa.parts.deviation_loss`
+    :param covariance_coef: Weight of the covariance, see :func:`~sb3_jepa.parts.covariance_loss`
+    :param target_encoder: What gives the targets; by default a momentum copy of the context encoder
+    :raises ValueError: If the momentum leaves [0, 1], or a coefficient is negative
+    """
+
+    # For how long target embeddings hold: "step", "epoch" or "rollout"
+    target_refresh = "step"
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        embed_dim: int,
+        action_dim: int,
+        momentum: Momentum = 0.99,
+        prediction_coef: float = 1.0,
+        variance_coef: float = 0.0,
+        deviation_coef: float = 0.0,
+        covariance_coef: float = 0.0,
+        target_encoder: TargetEncoder | None = None,
+    ):
+        super().__init__()
+        self.embed_dim, self.action_dim = embed_dim, action_dim
+        for name, coefficient in dict(
+            prediction_coef=prediction_coef,
+            variance_coef=variance_coef,
+            deviation_coef=deviation_coef,
+            covariance_coef=covariance_coef,
+        ).items():
+            if not 0 <= coefficient < float("inf"):
+                raise ValueError(f"`{name}` must be finite and not negative, got {coefficient}")
+        if isinstance(momentum, Sequence) and len(momentum) != 2:
+            raise ValueError(f"`momentum` must be a number, a pair or a schedule, got {momentum}")
+        self.momentum_schedule = momentum
+        # A schedule that goes wrong should do so now and not in the middle of the training
+        for progress_remaining in (0.0, 0.5, 1.0):
+            self.update_momentum(progress_remaining)
+        self.prediction_coef = prediction_coef
+        self.variance_coef = variance_coef
+        self.deviation_coef = deviation_coef
+        self.covariance_coef = covariance_coef
+        self.target_encoder = MomentumEncoder(encoder) if target_encoder is None else target_encoder
+
+    def update_momentum(self, progress_remaining: float) -> None:
+        """
+        Follow the momentum's schedule, if it has one.
+
+        :param progress_remaining: Remaining progress of the training, from 1 to 0
+        """
+        momentum, where = self.momentum_schedule, f" at progress_remaining={progress_remaining}"
+        if callable(momentum):
+            value = float(momentum(progress_remaining))
+        elif isinstance(momentum, Sequence):
+            start, end = momentum
+            value = end + (start - end) * progress_remaining
+        else:
+            value, where = float(momentum), ""
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"`momentum` must lie in [0, 1], got {value}{where}")
+        self.momentum = value
+
+    def update_target(self, encoder: nn.Module) -> None:
+        """
+        Move the target encoder one step of momentum. To be called after each optimiser step.
+
+        :param encoder: The context encoder
+        """
+        self.target_encoder.update(encoder, self.momentum)
+
+    @property
+    def keeps_targets(self) -> bool:
+        """Whether target embeddings hold for longer than a minibatch."""
+        return self.target_refresh != "step" and self.prediction_coef > 0
+
+    def predict(
+        self, batch: ObjectiveInput
+    ) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None, dict[str, th.Tensor]]:
+        """
+        :param batch: What it learns from
+        :return: The prediction loss, a scalar; what was predicted and what it should have been,
+            ``(batch, embed_dim)``, or None if it is something else than one embedding for each of the batch; and
+            further terms for the logger, scalars
+        """
+        raise NotImplementedError
+
+    def forward(self, batch: ObjectiveInput) -> ObjectiveOutput:
+        """
+        :param batch: What it learns from
+        :return: The loss, its terms, and what was predicted
+        """
+        loss = th.zeros(())
+        terms = {}
+        if batch.embedding is not None:
+            # With several ranks, of all of them
+            (embeddings,) = join_batches(batch.embedding)
+            # Where it is only a gauge it needs no gradient
+            variance = embedding_variance(embeddings if self.variance_coef > 0 else embeddings.detach())
+            terms = {"embedding_variance": variance, "variance_loss": variance_loss(variance)}
+            loss = self.variance_coef * terms["variance_loss"]
+            if self.deviation_coef > 0:
+                terms["deviation_loss"] = deviation_loss(embeddings)
+                loss = loss + self.deviation_coef * terms["deviation_loss"]
+            if self.covariance_coef > 0:
+                terms["covariance_loss"] = covariance_loss(embeddings)
+                loss = loss + self.covariance_coef * terms["covariance_loss"]
+        prediction = target = None
+        if self.prediction_coef > 0:
+            terms["prediction_loss"], prediction, target, further = self.predict(batch)
+            terms.update(further)
+            loss = loss + self.prediction_coef * terms["prediction_loss"]
+        terms = {name: term.detach() for name, term in terms.items()}
+        return ObjectiveOutput(loss, terms, prediction, target, batch.valid)

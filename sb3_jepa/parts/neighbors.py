@@ -1,0 +1,175 @@
+"""Targets of patches made of the patches around them."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_jepa.parts.token_selection import take_places
+from sb3_jepa.parts.transformer import Block
+
+AGGREGATIONS = ("attention", "mean")
+SELECTIONS = ("similar", "random")
+
+
+class NeighborAggregation(nn.Module):
+    """
+    The target of a patch is made of those neighbours that are most similar to it, and not of the patch itself, so that
+    targets differ across the border of an object, and less within it (*DMT-JEPA*, Mo and Yun 2024, arXiv 2405.17995).
+
+    The neighbours are pooled by two class-attention blocks, whose query begins as the mean of the image. The same
+    blocks transform the tokens of the context in front of the predictor (:meth:`transform_context`). Only there they
+    are trained: what makes targets is meant to be a momentum copy, see
+    :class:`~sb3_jepa.parts.targets.MomentumEncoder`.
+
+    :param grid: How the patches are laid out: ``(tokens,)``, ``(rows, columns)`` or ``(frames, rows, columns)``
+    :param embed_dim: Width of a token
+    :param num_heads: Attention heads per block, a divisor of ``embed_dim``
+    :param window: Side of the window around a patch in which its neighbours are, an odd number. It ends at the border
+        of the grid.
+    :param k: How many of the neighbours are taken. At a border there may be fewer, of which all are taken.
+    :param aggregation: ``"attention"``, or ``"mean"`` for the mean of the neighbours, which has no parameters
+    :param selection: Which neighbours are taken: the most ``"similar"``, going by the cosine, or ``"random"`` ones, new
+        in every call, to tell what the similarity is good for
+    :raises ValueError: If the grid has fewer than two tokens, ``window`` is not an odd number of at least 3, ``k`` is
+        more than there are neighbours in a window, ``num_heads`` does not divide ``embed_dim``, or ``aggregation`` or
+        ``selection`` is unknown
+    """
+
+    places: th.Tensor
+    missing: th.Tensor
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        embed_dim: int,
+        num_heads: int = 4,
+        window: int = 3,
+        k: int = 4,
+        aggregation: str = "attention",
+        selection: str = "similar",
+    ):
+        super().__init__()
+        # With two tokens in a window of three, each token has a neighbour
+        if not all(_is_whole(size) and size >= 1 for size in grid) or math.prod(grid) < 2:
+            raise ValueError(f"`grid` must have positive sizes and at least 2 tokens, got {tuple(grid)}")
+        if not (_is_whole(window) and window >= 3 and window % 2 == 1):
+            raise ValueError(f"`window` must be an odd number of at least 3, got {window!r}")
+        n_around = window ** len(grid) - 1
+        if not (_is_whole(k) and 1 <= k <= n_around):
+            raise ValueError(f"`k` must be a whole number from 1 to {n_around}, the neighbours in a window, got {k!r}")
+        for name, size in dict(embed_dim=embed_dim, num_heads=num_heads).items():
+            if size <= 0:
+                raise ValueError(f"`{name}` must be positive, got {size}")
+        if embed_dim % num_heads != 0:
+            raise ValueError(
+                f"`num_heads` must divide `embed_dim`, got num_heads={num_heads} and embed_dim={embed_dim}"
+            )
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(f"`aggregation` must be one of {AGGREGATIONS}, got {aggregation!r}")
+        if selection not in SELECTIONS:
+            raise ValueError(f"`selection` must be one of {SELECTIONS}, got {selection!r}")
+        self.k, self.aggregation, self.selection = int(k), aggregation, selection
+        places, missing = neighbor_places(grid, window)
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("missing", missing, persistent=False)
+        self.blocks = nn.ModuleList()
+        if aggregation == "attention":
+            self.blocks.extend(Block(embed_dim, num_heads, mlp_ratio=4.0) for _ in range(2))
+        self.norm = nn.LayerNorm(embed_dim) if aggregation == "attention" else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise: Xavier-uniform matrices, zero biases (as the blocks of the encoder)."""
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, latents: th.Tensor) -> th.Tensor:
+        """
+        :param latents: Of the target encoder, of all patches, ``(batch, tokens, embed_dim)``
+        :return: Targets, ``(batch, tokens, embed_dim)``
+        :raises ValueError: If there are not as many tokens as places in the grid
+        """
+        _, n_tokens, embed_dim = latents.shape
+        if n_tokens != len(self.places):
+            raise ValueError(f"`latents` must have a token for each of {len(self.places)} places, got {n_tokens}")
+        latents = F.layer_norm(latents, (embed_dim,))
+        places, missing = self.select(latents)
+        # Each token of each image is a sequence of its own, (batch * tokens, k, embed_dim)
+        neighbors = take_places(latents, places.flatten(1)).reshape(-1, self.k, embed_dim)
+        missing = missing.flatten(0, 1)
+        if self.aggregation == "mean":
+            weights = (~missing).to(neighbors.dtype)
+            weights = weights / weights.sum(dim=1, keepdim=True)
+            return (weights[:, None] @ neighbors).view_as(latents)
+        # The sequences of an image follow each other, and all of them begin with the mean of that image
+        query = latents.mean(dim=1, keepdim=True).repeat_interleave(n_tokens, dim=0)
+        # The query is among its keys, and never missing
+        missing = F.pad(missing, (1, 0), value=False)
+        for block in self.blocks:
+            query = block(th.cat((query, neighbors), dim=1), class_token_only=True, missing=missing)
+        return self.norm(query).view_as(latents)
+
+    def select(self, latents: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param latents: As of :meth:`forward`, after the LayerNorm that it begins with
+        :return: The places of the neighbours that are taken, and True where there are not as many, both
+            ``(batch, tokens, k)``
+        """
+        shape = (len(latents), *self.places.shape)
+        places, missing = self.places.expand(shape), self.missing.expand(shape)
+        with th.no_grad():
+            if self.selection == "random":
+                scores = th.rand(shape, device=latents.device)
+            else:
+                # Of all pairs: to gather the neighbours of each token would take more memory
+                directions = F.normalize(latents, dim=-1)
+                scores = (directions @ directions.transpose(1, 2)).gather(2, places)
+            chosen = scores.masked_fill(missing, -th.inf).topk(self.k, dim=-1, sorted=False).indices
+        return places.gather(2, chosen), missing.gather(2, chosen)
+
+    def transform_context(self, context: th.Tensor) -> th.Tensor:
+        """
+        What the mean of the context attends to, added to all of its tokens. They stay as they are if neighbours are
+        aggregated by their mean, which has nothing to learn.
+
+        :param context: Of the context encoder, ``(batch, context tokens, embed_dim)``
+        :return: For the predictor, ``(batch, context tokens, embed_dim)``
+        """
+        for block in self.blocks:
+            # The query is among its keys. The paper leaves that open here; but the weights learn here what their copy
+            # does for targets, where the query is among them
+            tokens = th.cat((context.mean(dim=1, keepdim=True), context), dim=1)
+            tokens = block.attention_norm(tokens)  # type: ignore[operator]
+            context = context + block.attention(tokens, class_token_only=True)  # type: ignore[operator]
+            context = context + block.mlp(block.mlp_norm(context))  # type: ignore[operator]
+        return self.norm(context)
+
+
+def neighbor_places(grid: Sequence[int], window: int) -> tuple[th.Tensor, th.Tensor]:
+    """
+    The places in the window around each place of a grid, without the place itself.
+
+    :param grid: Sizes of the grid
+    :param window: Side of the window, an odd number
+    :return: Places, and True for those beyond the border of the grid, both ``(tokens, window**len(grid) - 1)``. In
+        their stead, the nearest place within the grid is named.
+    """
+    reach = window // 2
+    centers = th.tensor(list(itertools.product(*map(range, grid))))
+    offsets = th.tensor(list(itertools.product(range(-reach, reach + 1), repeat=len(grid))))
+    around = centers[:, None] + offsets[offsets.any(dim=1)]  # (tokens, neighbours, axes)
+    within = around.clamp(min=th.zeros(len(grid), dtype=th.long), max=th.tensor(tuple(grid)) - 1)
+    places = th.arange(len(centers)).view(*grid)[within.unbind(dim=-1)]
+    return places, (within != around).any(dim=-1)
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)

@@ -1,0 +1,380 @@
+"""Pretraining of an encoder, from observations alone."""
+
+import json
+import math
+import pathlib
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common import callbacks
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.utils import get_device, obs_as_tensor
+from torch import nn
+
+from sb3_jepa.extractors import JepaExtractor, preprocess
+from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
+from sb3_jepa.parts.targets import TargetEncoder
+from sb3_jepa.pretrain.collection import check_progress_bar
+from sb3_jepa.pretrain.encoder_files import ENCODER_NAME, write_pretrained
+from sb3_jepa.pretrain.readers import is_env, read
+from sb3_jepa.pretrain.validation import Validation, result_of
+from sb3_jepa.saving import replace_when_complete
+
+CHECKPOINT = "checkpoint.pth"
+# Whether more of it is better
+CRITERIA = {"validation_loss": False, "probe_r2": True}
+
+
+def pretrain(
+    source: Any,
+    folder: str | pathlib.Path,
+    objective_class: type[MaskedPrediction] = MaskedPrediction,
+    objective_kwargs: dict[str, Any] | None = None,
+    features_extractor_kwargs: dict[str, Any] | None = None,
+    n_updates: int = 2_000,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    warmup: float = 0.05,
+    max_grad_norm: float = 1.0,
+    validation_fraction: float = 0.1,
+    eval_freq: int = 100,
+    criterion: str | None = None,
+    patience: int | None = None,
+    labels: np.ndarray | None = None,
+    seed: int = 0,
+    device: th.device | str = "auto",
+    progress_bar: bool = False,
+    verbose: int = 0,
+    **source_kwargs: Any,
+) -> pathlib.Path:
+    """
+    Learn an encoder from observations: no policy, no rewards, no actions. Its file is for
+    :func:`~sb3_jepa.load_encoder`, to be frozen or to learn on.
+
+    All that it needs to go on after an interruption is in its folder, and the same call does that; it then ends where
+    it would have ended without. Beside that, ``progress.csv`` and TensorBoard's files are there, with the curves under
+    ``jepa/``.
+
+    :param source: Where the observations are from: what :func:`~sb3_jepa.pretrain.read` takes, such as an environment
+        or its ID (then say ``n_steps``), a replay or rollout buffer, a file, a Minari data set
+    :param folder: Where to keep the encoder, checkpoints and curves, and the recordings of an environment
+    :param objective_class: What it learns: :class:`~sb3_jepa.TJepa`, :class:`~sb3_jepa.Salt`,
+        :class:`~sb3_jepa.SaltTeacher`, :class:`~sb3_jepa.DmtJepa`, or :class:`~sb3_jepa.MaskedPrediction` (I-JEPA)
+    :param objective_kwargs: Keyword arguments to pass to the objective
+    :param features_extractor_kwargs: Keyword arguments to pass to the :class:`~sb3_jepa.JepaExtractor`
+    :param n_updates: Updates, at most
+    :param batch_size: Size of a minibatch
+    :param learning_rate: The largest learning rate (of AdamW). It rises to that, and then falls to 0 as a cosine does.
+    :param weight_decay: Weight decay
+    :param warmup: Fraction of the updates in which the learning rate rises
+    :param max_grad_norm: The maximum value for the gradient clipping
+    :param validation_fraction: Which part of the observations to put aside, by episodes
+    :param eval_freq: Every so many updates the encoder is measured, what was logged is written, and all is saved
+    :param criterion: What decides which encoder is kept: ``"validation_loss"``, or ``"probe_r2"``, how much a linear
+        probe reads from the embedding. By default the method's own: the loss if its targets are fixed, as SALT's are.
+        Those of a momentum encoder move, and then a smaller loss need not be better.
+    :param patience: Stop when so many evaluations in a row found nothing better; None to go on to the end
+    :param labels: What the probe is to read, ``(observations, variables)``, not used to learn from; by default the
+        principal components of the observations
+    :param seed: Seed of the encoder, the masks and the order
+    :param device: Device on which the code should run
+    :param progress_bar: Display a progress bar using tqdm and rich
+    :param verbose: 1 to print what is logged
+    :param source_kwargs: Keyword arguments of :func:`~sb3_jepa.pretrain.read`, such as ``n_steps`` and ``policy``
+    :return: The encoder's file
+    :raises ValueError: If an argument is not among those accepted, or the folder holds another pretraining
+    :raises ImportError: If the progress bar is asked for, and tqdm or rich is not installed
+    """
+    _check_arguments(
+        n_updates, batch_size, eval_freq, learning_rate, max_grad_norm, warmup, patience, criterion, objective_class
+    )
+    check_progress_bar(progress_bar)
+    folder = pathlib.Path(folder)
+    recordings = read(source, **_of_collection(source, folder, seed, progress_bar, source_kwargs))
+    if labels is not None and (np.ndim(labels) != 2 or len(labels) != len(recordings)):
+        raise ValueError(
+            f"`labels` must have a row for each of the {len(recordings)} observations, (observations, variables), "
+            f"got shape {np.shape(labels)}"
+        )
+    objective_kwargs, features_extractor_kwargs = dict(objective_kwargs or {}), dict(features_extractor_kwargs or {})
+    settings = dict(
+        objective_class=objective_class.__name__,
+        objective_kwargs=_readable(objective_kwargs),
+        features_extractor_kwargs=_readable(features_extractor_kwargs),
+        n_observations=len(recordings),
+        n_updates=n_updates,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        max_grad_norm=max_grad_norm,
+        validation_fraction=validation_fraction,
+        eval_freq=eval_freq,
+        criterion=criterion,
+        patience=patience,
+        has_labels=labels is not None,
+        seed=seed,
+    )
+    space, torch_device = recordings.observation_space, get_device(device)
+
+    def load(rows: np.ndarray) -> Any:
+        tensors = obs_as_tensor(recordings.take(rows), torch_device)
+        return preprocess(tensors, space, True, [training.encoder])
+
+    # What runs beside it keeps its own random numbers
+    with th.random.fork_rng(devices=[]):
+        th.manual_seed(seed)
+        encoder = JepaExtractor(space, **features_extractor_kwargs)
+        objective = objective_class(encoder, embed_dim=encoder.features_dim, **objective_kwargs)
+        training = Pretraining(encoder.to(torch_device), objective.to(torch_device), settings, folder)
+        training_rows, validation_rows = recordings.split(validation_fraction, seed)
+        training.validation = Validation(load, training_rows, validation_rows, labels, batch_size, seed)
+        training.start(load, training_rows)
+        if not training.is_finished:
+            training.run(load, training_rows, progress_bar, verbose)
+    return training.encoder_file
+
+
+def _check_arguments(
+    n_updates: int,
+    batch_size: int,
+    eval_freq: int,
+    learning_rate: float,
+    max_grad_norm: float,
+    warmup: float,
+    patience: int | None,
+    criterion: str | None,
+    objective_class: type,
+) -> None:
+    for name, number in dict(n_updates=n_updates, batch_size=batch_size, eval_freq=eval_freq).items():
+        if number < 1:
+            raise ValueError(f"`{name}` must be positive, got {number}")
+    for name, value in dict(learning_rate=learning_rate, max_grad_norm=max_grad_norm).items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"`{name}` must be positive and finite, got {value}")
+    if not 0 <= warmup < 1:
+        raise ValueError(f"`warmup` must lie in [0, 1), got {warmup}")
+    if patience is not None and patience < 1:
+        raise ValueError(f"`patience` must be positive or None, got {patience}")
+    if criterion not in (None, *CRITERIA):
+        raise ValueError(f"`criterion` must be one of {tuple(CRITERIA)} or None, got {criterion!r}")
+    if not issubclass(objective_class, MaskedPrediction):
+        raise ValueError(
+            "`objective_class` must learn from observations alone, as sb3_jepa.MaskedPrediction and its kind, got "
+            f"{objective_class.__name__}"
+        )
+
+
+def _of_collection(
+    source: Any, folder: pathlib.Path, seed: int, progress_bar: bool, source_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    if not is_env(source):
+        return source_kwargs
+    return dict(dict(folder=folder / "recordings", seed=seed, progress_bar=progress_bar), **source_kwargs)
+
+
+def _readable(value: Any) -> Any:
+    """Settings as JSON knows them, to be compared and read."""
+    if isinstance(value, nn.Module):
+        return f"{type(value).__name__} {TargetEncoder(value).id}"
+    if isinstance(value, dict):
+        return {str(key): _readable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_readable(one) for one in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else getattr(value, "__name__", str(value))
+
+
+class Pretraining:
+    """
+    A pretraining under way.
+
+    :param encoder: The context encoder
+    :param objective: What it learns
+    :param settings: All that decides what is computed, beside the observations
+    :param folder: Where it is kept
+    """
+
+    validation: Validation
+
+    def __init__(
+        self, encoder: JepaExtractor, objective: MaskedPrediction, settings: dict[str, Any], folder: pathlib.Path
+    ):
+        self.encoder, self.objective, self.settings, self.folder = encoder, objective, settings, folder
+        self.criterion: str = settings["criterion"] or ("validation_loss" if objective.has_fixed_target else "probe_r2")
+        trained = [*encoder.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
+        self.optimizer = th.optim.AdamW(
+            trained, lr=settings["learning_rate"], weight_decay=settings["weight_decay"], fused=True
+        )
+        self.n_done = self.n_without_progress = 0
+        self.best: float | None = None
+        # What was logged, for the curves of a training that goes on to be whole
+        self.history: list[tuple[int, dict[str, float]]] = []
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        patience = self.settings["patience"]
+        is_out_of_patience = patience is not None and self.n_without_progress >= patience
+        return self.n_done >= self.settings["n_updates"] or is_out_of_patience
+
+    @property
+    def encoder_file(self) -> pathlib.Path:
+        """The best encoder so far."""
+        files = [path for path in self.folder.glob(f"{ENCODER_NAME}.*") if path.suffix != ".json"]
+        return files[0]
+
+    def start(self, load: Any, rows: np.ndarray) -> None:
+        """
+        Take up what the folder holds, or measure what the encoder standardises its inputs with.
+
+        :param load: Makes preprocessed observations of the numbers of rows
+        :param rows: What is learned from
+        :raises ValueError: If the folder holds a pretraining with other settings
+        """
+        path = self.folder / CHECKPOINT
+        if path.exists():
+            self._load_checkpoint(path)
+            return
+        n_inputs = self.encoder.n_inputs_to_measure
+        if n_inputs > 0:
+            chosen = np.random.default_rng(self.settings["seed"]).permutation(rows)[:n_inputs]
+            self.encoder.measure_inputs(load(np.sort(chosen)))
+            self.objective.target_encoder.copy_buffers(self.encoder)
+
+    def run(self, load: Any, rows: np.ndarray, progress_bar: bool, verbose: int) -> None:
+        """
+        Learn.
+
+        :param load: Makes preprocessed observations of the numbers of rows
+        :param rows: What is learned from
+        :param progress_bar: Display a progress bar using tqdm and rich
+        :param verbose: 1 to print what is logged
+        """
+        formats = ["csv", *(["tensorboard"] if find_spec("tensorboard") else []), *(["stdout"] if verbose else [])]
+        self.logger = configure(str(self.folder), formats)
+        for update, scalars in self.history:
+            self._write(update, scalars)
+        n_updates, eval_freq = self.settings["n_updates"], self.settings["eval_freq"]
+        bar = callbacks.tqdm(total=n_updates, initial=self.n_done, unit="update") if progress_bar else None
+        if self.n_done == 0:
+            # What the untrained encoder is worth
+            self._evaluate({})
+        self.encoder.train()
+        losses: list[th.Tensor] = []
+        try:
+            while not self.is_finished:
+                losses.append(self._update(load(self._rows_of_update(rows))))
+                self.n_done += 1
+                if bar is not None:
+                    bar.update()
+                if self.n_done % eval_freq == 0 or self.n_done == n_updates:
+                    self._evaluate(dict(prediction_loss=float(th.stack(losses).mean())))
+                    losses = []
+        finally:
+            if bar is not None:
+                bar.close()
+            self.logger.close()
+
+    def _rows_of_update(self, rows: np.ndarray) -> np.ndarray:
+        # Every row once before any of them twice, and known without what came before
+        batch_size = min(self.settings["batch_size"], len(rows))
+        n_batches = len(rows) // batch_size
+        epoch, batch = divmod(self.n_done, n_batches)
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self.settings["seed"], epoch]).permutation(rows)
+        return self._order[batch * batch_size : (batch + 1) * batch_size]
+
+    def _update(self, observations: Any) -> th.Tensor:
+        progress = self.n_done / self.settings["n_updates"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings["learning_rate"] * _rate(progress, self.settings["warmup"])
+        self.objective.update_momentum(1.0 - progress)
+        output = self.objective(ObjectiveInput(self.encoder, observations))
+        self.optimizer.zero_grad()
+        output.loss.backward()
+        nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.settings["max_grad_norm"])
+        self.optimizer.step()
+        self.objective.update_target(self.encoder)
+        return output.terms["prediction_loss"]
+
+    def _evaluate(self, scalars: dict[str, float]) -> None:
+        result = result_of(self.encoder, self.objective)
+        measured = self.validation.measure(self.encoder, self.objective, result)
+        scalars = {**scalars, **measured, "momentum": self.objective.momentum}
+        self.history.append((self.n_done, scalars))
+        value = measured[self.criterion]
+        sign = 1.0 if CRITERIA[self.criterion] else -1.0
+        # An encoder that has learned nothing is none
+        if self.n_done > 0 or self.best is not None:
+            is_better = self.best is None or sign * value > sign * self.best
+            self.n_without_progress = 0 if is_better else self.n_without_progress + 1
+            if is_better:
+                self.best = value
+                self._write_encoder(result, measured)
+        self._write(self.n_done, scalars)
+        self._save_checkpoint()
+
+    def _write(self, update: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self.logger.record(f"jepa/{name}", value)
+        if self.objective.target == "frozen":
+            # Losses against another teacher cannot be compared
+            self.logger.record("jepa/teacher", self.objective.target_encoder.id)
+        self.logger.record("time/updates", update, exclude="tensorboard")
+        self.logger.dump(step=update)
+
+    def _write_encoder(self, result: nn.Module, measured: dict[str, float]) -> None:
+        about = dict(
+            id=TargetEncoder(result).id,
+            objective_class=self.settings["objective_class"],
+            n_updates=self.n_done,
+            criterion=self.criterion,
+            **measured,
+            teacher=self.objective.target_encoder.id if self.objective.target == "frozen" else None,
+            settings=self.settings,
+        )
+        kwargs = self.settings["features_extractor_kwargs"]
+        write_pretrained(result, self.folder, self.encoder._observation_space, kwargs, about)
+
+    def _save_checkpoint(self) -> None:
+        state = dict(
+            settings=json.dumps(self.settings),
+            encoder=self.encoder.state_dict(),
+            objective=self.objective.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            random_state=th.get_rng_state(),
+            history=self.history,
+            progress=(self.n_done, self.n_without_progress, self.best),
+        )
+        with replace_when_complete(self.folder / CHECKPOINT) as unfinished:
+            th.save(state, unfinished)  # type: ignore[arg-type]
+
+    def _load_checkpoint(self, path: pathlib.Path) -> None:
+        state = th.load(path, map_location=next(self.encoder.parameters()).device, weights_only=True)
+        theirs, own = json.loads(state["settings"]), json.loads(json.dumps(self.settings))
+        differing = [
+            f"{name} is {theirs.get(name)} there and {own.get(name)} here"
+            for name in {**theirs, **own}
+            if theirs.get(name) != own.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"`folder` holds another pretraining: take another one than {self.folder}, or delete it. "
+                + "; ".join(differing)
+            )
+        self.encoder.load_state_dict(state["encoder"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        th.set_rng_state(state["random_state"].cpu())
+        self.history = state["history"]
+        self.n_done, self.n_without_progress, self.best = state["progress"]
+
+
+def _rate(progress: float, warmup: float) -> float:
+    """Of the largest learning rate: it rises linearly, and falls as a cosine."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))

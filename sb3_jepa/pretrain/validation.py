@@ -1,0 +1,111 @@
+"""How good an encoder is while it is pretrained: on observations that were put aside."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+from torch import nn
+
+from sb3_jepa.diagnostics import effective_rank
+from sb3_jepa.diagnostics.probes import probe_r2
+from sb3_jepa.objectives import ObjectiveInput
+from sb3_jepa.objectives.masked import MaskedPrediction
+from sb3_jepa.parts import embedding_variance
+
+# So many observations are looked at, of what is learned from and of what was put aside
+MAX_TRAINING_ROWS, MAX_VALIDATION_ROWS = 2048, 1024
+# Where there are no labels, the probe is to read so many principal components of the observations
+N_COMPONENTS = 16
+
+
+class Validation:
+    """
+    Measures an encoder and its objective, always on the same observations and masks.
+
+    :param load: Makes preprocessed observations of the numbers of rows
+    :param training_rows: What is learned from
+    :param validation_rows: What was put aside
+    :param labels: What a linear probe is to read from the embedding, ``(rows, variables)``; by default the principal
+        components of the (standardised) observations themselves
+    :param batch_size: Observations at once
+    :param seed: Of the choice of rows, and of the masks
+    """
+
+    def __init__(
+        self,
+        load: Any,
+        training_rows: np.ndarray,
+        validation_rows: np.ndarray,
+        labels: np.ndarray | None,
+        batch_size: int,
+        seed: int,
+    ):
+        generator = np.random.default_rng(seed)
+        self._training_rows, self._validation_rows = (
+            np.sort(generator.permutation(rows)[:limit])
+            for rows, limit in ((training_rows, MAX_TRAINING_ROWS), (validation_rows, MAX_VALIDATION_ROWS))
+        )
+        self._load, self._labels, self._batch_size, self._seed = load, labels, batch_size, seed
+        self._probe_targets: np.ndarray | None = None
+
+    def _batches(self, rows: np.ndarray) -> Iterator[Any]:
+        for start in range(0, len(rows), self._batch_size):
+            yield self._load(rows[start : start + self._batch_size])
+
+    @th.no_grad()
+    def measure(self, encoder: nn.Module, objective: MaskedPrediction, result: nn.Module) -> dict[str, float]:
+        """
+        :param encoder: The context encoder
+        :param objective: What it learns
+        :param result: The encoder that is kept in the end, see :func:`result_of`
+        :return: ``validation_loss``, the prediction loss; and of the embeddings of ``result`` ``embedding_variance``,
+            ``effective_rank``, and ``probe_r2``, how much a linear probe reads from them
+        """
+        was_training = encoder.training
+        encoder.train(False)
+        # The training must not miss the random numbers, and the masks are always the same
+        with th.random.fork_rng(devices=[]):
+            th.manual_seed(self._seed)
+            losses, embeddings = [], []
+            for observations in self._batches(self._validation_rows):
+                losses.append(objective(ObjectiveInput(encoder, observations)).terms["prediction_loss"])
+                embeddings.append(result(observations))
+            if self._probe_targets is None:
+                self._probe_targets = self._make_probe_targets(encoder)
+        validated = th.cat(embeddings)
+        of_training = th.cat([result(observations) for observations in self._batches(self._training_rows)])
+        encoder.train(was_training)
+        inputs = th.cat((of_training, validated)).double().cpu().numpy()
+        is_held_out = np.arange(len(inputs)) >= len(of_training)
+        r2 = probe_r2(inputs, self._probe_targets, is_held_out)
+        return dict(
+            validation_loss=float(th.stack(losses).mean()),
+            embedding_variance=float(embedding_variance(validated)),
+            effective_rank=float(effective_rank(validated)),
+            probe_r2=float(np.nanmean(r2)) if np.isfinite(r2).any() else float("nan"),
+        )
+
+    def _make_probe_targets(self, encoder: nn.Module) -> np.ndarray:
+        if self._labels is not None:
+            labels = np.asarray(self._labels, dtype=np.float64)
+            return np.concatenate([labels[self._training_rows], labels[self._validation_rows]])
+        inputs = [
+            th.cat([encoder.token_inputs(observations).flatten(1) for observations in self._batches(rows)])  # type: ignore[operator]
+            for rows in (self._training_rows, self._validation_rows)
+        ]
+        training, validation = (one.nan_to_num(0.0) for one in inputs)
+        mean = training.mean(dim=0)
+        n_components = min(N_COMPONENTS, *training.shape)
+        # The components of what is learned from, and of nothing else
+        _, _, directions = th.pca_lowrank(training - mean, n_components, center=False)
+        return ((th.cat((training, validation)) - mean) @ directions).double().cpu().numpy()
+
+
+def result_of(encoder: nn.Module, objective: MaskedPrediction) -> nn.Module:
+    """
+    :param encoder: The context encoder
+    :param objective: What it learns
+    :return: The encoder that is kept: the momentum copy, if there is one, as in I-JEPA and T-JEPA
+    """
+    return objective.target_encoder.encoder if objective.target == "momentum" else encoder
