@@ -14,7 +14,7 @@ from sb3_jepa.monitors import PictureCallback, ProbeCallback
 from sb3_jepa.noise import noise_diagnostic
 from sb3_jepa.objectives import DmtJepa, MaskedPrediction, NextLatentPrediction, Salt, SaltTeacher, TJepa
 from sb3_jepa.policies import JepaPolicy
-from sb3_jepa.pretrain import Recordings, pretrain, read_encoder
+from sb3_jepa.pretrain import Recordings, pretrain, pretrain_salt, read_encoder
 from sb3_jepa.replay import FrameDictReplayBuffer, FrameReplayBuffer
 from sb3_jepa.surprises import VecSurprise, surprise
 
@@ -46,6 +46,7 @@ __all__ = [
     "load_encoder",
     "noise_diagnostic",
     "pretrain",
+    "pretrain_salt",
     "read_encoder",
     "save_encoder",
     "surprise",

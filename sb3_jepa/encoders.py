@@ -149,7 +149,9 @@ def write_encoder(module: th.nn.Module, path: str | pathlib.Path) -> pathlib.Pat
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     with replace_when_complete(path) as unfinished:
         if path.suffix == SAFETENSORS:
-            _safetensors().save_file(state, unfinished)
+            # Its save_file() keeps the file from all other users
+            assert isinstance(unfinished, pathlib.Path)
+            unfinished.write_bytes(_safetensors().save(state))
         else:
             th.save(state, unfinished)  # type: ignore[arg-type]
     return path

@@ -116,7 +116,7 @@ class Portrait:
     def pictures(self) -> "dict[str, Figure]":
         """
         :return: By name: ``spectrum``, ``trajectory``, ``unrolled`` (with a predictor) and ``attention`` (of a
-            :class:`~sb3_jepa.JepaExtractor`); none if the encoder has diverged
+            :class:`~sb3_jepa.JepaExtractor` with a class token); none if the encoder has diverged
         :raises ImportError: If Matplotlib is not installed
         """
         if self.verdict.label == "diverged":
@@ -128,8 +128,9 @@ class Portrait:
         errors = self.unrolled_errors()
         if errors is not None:
             figures["unrolled"] = pictures.unrolled_figure(errors, self.verdict)
-        if isinstance(self.latent_model.encoder, JepaExtractor):
-            figures["attention"] = self._attention_picture(self.latent_model.encoder)
+        encoder = self.latent_model.encoder
+        if isinstance(encoder, JepaExtractor) and encoder.encoder.class_tokens > 0:
+            figures["attention"] = self._attention_picture(encoder)
         return figures
 
     def _rows_of_longest(self) -> np.ndarray:

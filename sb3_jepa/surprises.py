@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces, check_shape
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_jepa.alternating import find_objectives
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.encoders import n_inputs_to_measure
 from sb3_jepa.latent_model import LatentModel
@@ -140,11 +141,18 @@ class VecSurprise(VecEnvWrapper):
         environment this is.
 
         :param model: Of any algorithm, with an encoder that learns
-        :raises ValueError: If it has no such encoder, or if it sees other observations, or would learn from other
-            rewards than those of this wrapper
+        :raises ValueError: If it has no such encoder, if that one learns something else than what an action leads to,
+            or if the model sees other observations, or would learn from other rewards than those of this wrapper
         """
         self._check_wrappers(model)
-        self._latent_model = LatentModel(model, self.encoder)
+        latent_model = LatentModel(model, self.encoder)
+        objective, _ = find_objectives(model).get(latent_model.name, (None, 0.0))
+        if objective is not None and not latent_model.has_objective:
+            raise ValueError(
+                "VecSurprise needs a predictor of what an action leads to, and the encoder "
+                f"{latent_model.name!r} of this {type(model).__name__} learns {type(objective).__name__}"
+            )
+        self._latent_model = latent_model
 
     def _check_wrappers(self, model: BaseAlgorithm) -> None:
         if _n_normalizing(model.get_env()) > _n_normalizing(self.venv):

@@ -209,3 +209,24 @@ def test_changes_are_the_same_information_in_another_form():
     difference = standardization(moved) - standardization(still)
     assert th.allclose(difference[:, [0, 1, 2, 6, 7, 8]], th.zeros(()), atol=1e-5)
     assert (difference[:, 3:6] < -0.1).all()
+
+
+@pytest.mark.parametrize("output", ["class_token", "mean", "per_token", "flat"])
+def test_what_is_missing_leaves_no_trace(output):
+    th.manual_seed(0)
+    extractor = JepaExtractor(
+        spaces.Box(-3, 3, (4,)), embed_dim=8, num_heads=2, standardize_frames=0, missing_as_nan=True, output=output
+    )
+    vectors = th.randn(3, 4)
+    vectors[0, 2] = vectors[1, [0, 3]] = th.nan
+    features = extractor(vectors)
+    # Nothing is NaN, and with gradients the same is computed as without
+    with th.no_grad():
+        assert th.allclose(features, extractor(vectors), atol=1e-6)
+    features.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in extractor.parameters() if parameter.grad is not None)
+    # As if its token were not there
+    places = th.tensor([[0, 1, 3]])
+    assert th.allclose(
+        extractor.encode_tokens(vectors[:1])[:, [0, 1, 2, 4]], extractor.encode_tokens(vectors[:1], places)
+    )

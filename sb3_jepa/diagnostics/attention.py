@@ -26,7 +26,7 @@ def attention_maps(encoder: TransformerEncoder, observations: Any) -> dict[str, 
     weights: list[th.Tensor] = []
     attention = encoder.blocks[-1].attention
     hook = attention.register_forward_pre_hook(  # type: ignore[union-attr,operator]
-        lambda module, inputs: weights.append(module.class_token_weights(inputs[0]))
+        lambda module, inputs: weights.append(module.class_token_weights(inputs[0], inputs[2]))
     )
     try:
         # A compiled encoder would not call the hook

@@ -127,7 +127,8 @@ class NeighborAggregation(nn.Module):
         places, missing = self.places.expand(shape), self.missing.expand(shape)
         with th.no_grad():
             if self.selection == "random":
-                scores = th.rand(shape, device=latents.device)
+                # On the CPU, as the masks: one seed gives the same ones on all devices
+                scores = th.rand(shape).to(latents.device)
             else:
                 # Of all pairs: to gather the neighbours of each token would take more memory
                 directions = F.normalize(latents, dim=-1)

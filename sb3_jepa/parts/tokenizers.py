@@ -283,7 +283,12 @@ class ColumnTokenizer(nn.Module):
         :param vectors: ``(batch, *shape)`` of ``n_columns`` numbers each
         :return: ``(batch, n_columns, embed_dim)``
         """
-        return th.addcmul(self.code, self.token_inputs(vectors), self.direction)
+        inputs = self.token_inputs(vectors)
+        if not th.is_grad_enabled():
+            return th.addcmul(self.code, inputs, self.direction)
+        # NaN stays NaN, but for the gradient of the direction: nothing, times NaN, would be NaN there
+        tokens = th.addcmul(self.code, inputs.nan_to_num(0.0, th.inf, -th.inf), self.direction)
+        return tokens.masked_fill(inputs.isnan(), th.nan)
 
 
 class CategoryTokenizer(nn.Module):

@@ -4,15 +4,18 @@ from sb3_jepa.pretrain.collection import record_env
 from sb3_jepa.pretrain.encoder_files import read_encoder
 from sb3_jepa.pretrain.readers import read, read_buffer, read_file, read_minari
 from sb3_jepa.pretrain.recordings import Recordings
+from sb3_jepa.pretrain.salt import pretrain_salt, teacher_budget
 from sb3_jepa.pretrain.training import pretrain
 
 __all__ = [
     "Recordings",
     "pretrain",
+    "pretrain_salt",
     "read",
     "read_buffer",
     "read_encoder",
     "read_file",
     "read_minari",
     "record_env",
+    "teacher_budget",
 ]

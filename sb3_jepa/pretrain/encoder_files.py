@@ -34,6 +34,9 @@ def write_pretrained(
     :return: The file that :func:`~sb3_jepa.load_encoder` takes
     """
     path = write_encoder(encoder, pathlib.Path(folder) / ENCODER_NAME)
+    # Of a time when safetensors was not installed, or still was
+    for older in set(_encoder_files(path.parent)) - {path}:
+        older.unlink()
     described = dict(
         about, observation_space=space_to_json(observation_space), features_extractor_kwargs=features_extractor_kwargs
     )
@@ -41,6 +44,22 @@ def write_pretrained(
         assert isinstance(unfinished, pathlib.Path)
         unfinished.write_text(json.dumps(described, indent=2) + "\n")
     return path
+
+
+def find_encoder_file(folder: pathlib.Path) -> pathlib.Path:
+    """
+    :param folder: Of a pretraining
+    :return: Its encoder's file
+    :raises ValueError: If there is none
+    """
+    files = _encoder_files(folder)
+    if not files:
+        raise ValueError(f"There is no pretrained encoder ({ENCODER_NAME}.*) in the folder {folder}")
+    return files[0]
+
+
+def _encoder_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in sorted(folder.glob(f"{ENCODER_NAME}.*")) if path.suffix != ".json"]
 
 
 def read_encoder(path: str | pathlib.Path) -> JepaExtractor:
@@ -53,11 +72,7 @@ def read_encoder(path: str | pathlib.Path) -> JepaExtractor:
     :raises ImportError: If it is a ``.safetensors`` file, and that package is not installed
     """
     path = pathlib.Path(path)
-    if path.is_dir():
-        files = [file for file in sorted(path.glob(f"{ENCODER_NAME}.*")) if file.suffix != ".json"]
-        if not files:
-            raise ValueError(f"There is no pretrained encoder ({ENCODER_NAME}.*) in the folder {path}")
-        path = files[0]
+    path = find_encoder_file(path) if path.is_dir() else path
     description = path.with_suffix(".json")
     if not path.is_file() or not description.is_file():
         raise ValueError(

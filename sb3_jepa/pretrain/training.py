@@ -17,8 +17,9 @@ from sb3_jepa.extractors import JepaExtractor, preprocess
 from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
 from sb3_jepa.parts.targets import TargetEncoder
 from sb3_jepa.pretrain.collection import check_progress_bar
-from sb3_jepa.pretrain.encoder_files import ENCODER_NAME, write_pretrained
+from sb3_jepa.pretrain.encoder_files import find_encoder_file, write_pretrained
 from sb3_jepa.pretrain.readers import is_env, read
+from sb3_jepa.pretrain.recordings import Recordings
 from sb3_jepa.pretrain.validation import Validation, result_of
 from sb3_jepa.saving import replace_when_complete
 
@@ -93,17 +94,20 @@ def pretrain(
     )
     check_progress_bar(progress_bar)
     folder = pathlib.Path(folder)
-    recordings = read(source, **_of_collection(source, folder, seed, progress_bar, source_kwargs))
+    recordings = read_into(folder, source, seed, progress_bar, source_kwargs)
     if labels is not None and (np.ndim(labels) != 2 or len(labels) != len(recordings)):
         raise ValueError(
             f"`labels` must have a row for each of the {len(recordings)} observations, (observations, variables), "
             f"got shape {np.shape(labels)}"
         )
     objective_kwargs, features_extractor_kwargs = dict(objective_kwargs or {}), dict(features_extractor_kwargs or {})
+    if features_extractor_kwargs.get("frozen"):
+        raise ValueError("`features_extractor_kwargs` must not have `frozen=True`: what is frozen learns nothing")
     settings = dict(
         objective_class=objective_class.__name__,
         objective_kwargs=_readable(objective_kwargs),
         features_extractor_kwargs=_readable(features_extractor_kwargs),
+        observation_space=str(recordings.observation_space),
         n_observations=len(recordings),
         n_updates=n_updates,
         batch_size=batch_size,
@@ -124,8 +128,8 @@ def pretrain(
         tensors = obs_as_tensor(recordings.take(rows), torch_device)
         return preprocess(tensors, space, True, [training.encoder])
 
-    # What runs beside it keeps its own random numbers
-    with th.random.fork_rng(devices=[]):
+    # What runs beside it keeps its own random numbers. (PyTorch seeds all devices at once.)
+    with th.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
         th.manual_seed(seed)
         encoder = JepaExtractor(space, **features_extractor_kwargs)
         objective = objective_class(encoder, embed_dim=encoder.features_dim, **objective_kwargs)
@@ -168,12 +172,22 @@ def _check_arguments(
         )
 
 
-def _of_collection(
-    source: Any, folder: pathlib.Path, seed: int, progress_bar: bool, source_kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    if not is_env(source):
-        return source_kwargs
-    return dict(dict(folder=folder / "recordings", seed=seed, progress_bar=progress_bar), **source_kwargs)
+def read_into(
+    folder: pathlib.Path, source: Any, seed: int, progress_bar: bool, source_kwargs: dict[str, Any]
+) -> Recordings:
+    """
+    Recordings of a source; those of an environment are kept beside the encoder that learns from them.
+
+    :param folder: Of the pretraining
+    :param source: As of :func:`~sb3_jepa.pretrain.read`
+    :param seed: Seed of an environment
+    :param progress_bar: Display a progress bar while an environment is recorded
+    :param source_kwargs: Keyword arguments of :func:`~sb3_jepa.pretrain.read`, which come before all these
+    :return: The recordings
+    :raises ValueError: If it is no such source, or does not take such arguments
+    """
+    of_env = dict(folder=folder / "recordings", seed=seed, progress_bar=progress_bar) if is_env(source) else {}
+    return read(source, **{**of_env, **source_kwargs})
 
 
 def _readable(value: Any) -> Any:
@@ -210,6 +224,7 @@ class Pretraining:
         )
         self.n_done = self.n_without_progress = 0
         self.best: float | None = None
+        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
         # What was logged, for the curves of a training that goes on to be whole
         self.history: list[tuple[int, dict[str, float]]] = []
 
@@ -223,8 +238,7 @@ class Pretraining:
     @property
     def encoder_file(self) -> pathlib.Path:
         """The best encoder so far."""
-        files = [path for path in self.folder.glob(f"{ENCODER_NAME}.*") if path.suffix != ".json"]
-        return files[0]
+        return find_encoder_file(self.folder)
 
     def start(self, load: Any, rows: np.ndarray) -> None:
         """
@@ -256,10 +270,11 @@ class Pretraining:
         formats = ["csv", *(["tensorboard"] if find_spec("tensorboard") else []), *(["stdout"] if verbose else [])]
         self.logger = configure(str(self.folder), formats)
         for update, scalars in self.history:
-            self._write(update, scalars)
+            # TensorBoard's files are never overwritten: it has these already
+            self._write(update, scalars, exclude="tensorboard")
         n_updates, eval_freq = self.settings["n_updates"], self.settings["eval_freq"]
         bar = callbacks.tqdm(total=n_updates, initial=self.n_done, unit="update") if progress_bar else None
-        if self.n_done == 0:
+        if not self.history:
             # What the untrained encoder is worth
             self._evaluate({})
         self.encoder.train()
@@ -279,11 +294,11 @@ class Pretraining:
             self.logger.close()
 
     def _rows_of_update(self, rows: np.ndarray) -> np.ndarray:
-        # Every row once before any of them twice, and known without what came before
+        # No row twice in an epoch, in an order that is known without what came before
         batch_size = min(self.settings["batch_size"], len(rows))
         n_batches = len(rows) // batch_size
         epoch, batch = divmod(self.n_done, n_batches)
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self.settings["seed"], epoch]).permutation(rows)
         return self._order[batch * batch_size : (batch + 1) * batch_size]
 
@@ -306,10 +321,11 @@ class Pretraining:
         measured = self.validation.measure(self.encoder, self.objective, result)
         scalars = {**scalars, **measured, "momentum": self.objective.momentum}
         self.history.append((self.n_done, scalars))
+        self._check_measured(measured)
         value = measured[self.criterion]
         sign = 1.0 if CRITERIA[self.criterion] else -1.0
         # An encoder that has learned nothing is none
-        if self.n_done > 0 or self.best is not None:
+        if self.n_done > 0:
             is_better = self.best is None or sign * value > sign * self.best
             self.n_without_progress = 0 if is_better else self.n_without_progress + 1
             if is_better:
@@ -318,12 +334,26 @@ class Pretraining:
         self._write(self.n_done, scalars)
         self._save_checkpoint()
 
-    def _write(self, update: int, scalars: dict[str, float]) -> None:
+    def _check_measured(self, measured: dict[str, float]) -> None:
+        if not math.isfinite(measured["validation_loss"]):
+            raise ValueError(
+                f"The prediction loss is {measured['validation_loss']} after {self.n_done} updates: the observations "
+                "hold NaN or infinite values (if NaN says that a number is missing, `features_extractor_kwargs="
+                "dict(missing_as_nan=True)`), or `learning_rate` is too large"
+            )
+        if not math.isfinite(measured[self.criterion]):
+            raise ValueError(
+                f"`criterion={self.criterion!r}` cannot be measured, since what the probe is to read does not vary "
+                "among the observations that were put aside. Put more of them aside (`validation_fraction`), or say "
+                '`criterion="validation_loss"`'
+            )
+
+    def _write(self, update: int, scalars: dict[str, float], exclude: str | None = None) -> None:
         for name, value in scalars.items():
-            self.logger.record(f"jepa/{name}", value)
+            self.logger.record(f"jepa/{name}", value, exclude)
         if self.objective.target == "frozen":
             # Losses against another teacher cannot be compared
-            self.logger.record("jepa/teacher", self.objective.target_encoder.id)
+            self.logger.record("jepa/teacher", self.objective.target_encoder.id, exclude)
         self.logger.record("time/updates", update, exclude="tensorboard")
         self.logger.dump(step=update)
 

@@ -69,8 +69,10 @@ class Validation:
             th.manual_seed(self._seed)
             losses, embeddings = [], []
             for observations in self._batches(self._validation_rows):
-                losses.append(objective(ObjectiveInput(encoder, observations)).terms["prediction_loss"])
+                loss = objective(ObjectiveInput(encoder, observations)).terms["prediction_loss"]
                 embeddings.append(result(observations))
+                # The last batch may be smaller
+                losses.append(loss * len(embeddings[-1]))
             if self._probe_targets is None:
                 self._probe_targets = self._make_probe_targets(encoder)
         validated = th.cat(embeddings)
@@ -80,7 +82,7 @@ class Validation:
         is_held_out = np.arange(len(inputs)) >= len(of_training)
         r2 = probe_r2(inputs, self._probe_targets, is_held_out)
         return dict(
-            validation_loss=float(th.stack(losses).mean()),
+            validation_loss=float(th.stack(losses).sum() / len(validated)),
             embedding_variance=float(embedding_variance(validated)),
             effective_rank=float(effective_rank(validated)),
             probe_r2=float(np.nanmean(r2)) if np.isfinite(r2).any() else float("nan"),

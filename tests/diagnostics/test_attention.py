@@ -124,3 +124,12 @@ def test_the_hook_is_taken_off_again():
         attention_maps(encoder, th.rand(2, 5, 20, 24))
     assert not encoder.blocks[-1].attention._forward_pre_hooks
     assert th.equal(encoder(images), before)
+
+
+def test_what_is_missing_gets_none():
+    encoder = make_encoder(spaces.Box(-3, 3, (4,)), missing_as_nan=True)
+    vectors = th.randn(2, 4)
+    vectors[0, 1] = th.nan
+    (maps,) = attention_maps(encoder, vectors).values()
+    assert maps[0, 1] == 0
+    assert (maps[1] > 0).all()

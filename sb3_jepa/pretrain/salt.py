@@ -1,0 +1,133 @@
+"""SALT from beginning to end: a teacher, and then an encoder that learns from it."""
+
+import pathlib
+import warnings
+from typing import Any
+
+import torch as th
+
+from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.objectives import Salt, SaltTeacher
+from sb3_jepa.pretrain.encoder_files import read_encoder
+from sb3_jepa.pretrain.recordings import Recordings
+from sb3_jepa.pretrain.training import pretrain, read_into
+
+TEACHER_FOLDER = "teacher"
+# Of the updates of both stages, the paper gives about a sixth to the teacher
+TEACHER_SHARE = 6
+OPTIONS_OF_PRETRAIN = (
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "warmup",
+    "max_grad_norm",
+    "validation_fraction",
+    "eval_freq",
+    "criterion",
+    "patience",
+    "labels",
+    "device",
+    "verbose",
+)
+
+
+def teacher_budget(n_updates: int) -> int:
+    """
+    How many updates the teacher is worth: about a fifth of those that then learn from it (*SALT*, arXiv 2509.24317).
+
+    :param n_updates: Updates of both stages together
+    :return: A sixth of them, at least one
+    """
+    return max(1, n_updates // TEACHER_SHARE)
+
+
+def pretrain_salt(
+    source: Any,
+    folder: str | pathlib.Path,
+    n_updates: int = 2_000,
+    teacher_updates: int | None = None,
+    teacher_features_extractor_kwargs: dict[str, Any] | None = None,
+    features_extractor_kwargs: dict[str, Any] | None = None,
+    objective_kwargs: dict[str, Any] | None = None,
+    seed: int = 0,
+    progress_bar: bool = False,
+    **kwargs: Any,
+) -> pathlib.Path:
+    """
+    The two stages of *SALT* (Li et al. 2025, arXiv 2509.24317): a teacher reconstructs what is hidden from it
+    (:class:`~sb3_jepa.SaltTeacher`), and the encoder predicts the tokens of the teacher (:class:`~sb3_jepa.Salt`). Each
+    is a :func:`~sb3_jepa.pretrain`, the teacher's in ``folder/teacher``; after an interruption, the same call goes on
+    where it was. An environment is recorded once, for both.
+
+    :param source: Where the observations are from, as of :func:`~sb3_jepa.pretrain`
+    :param folder: Where to keep the encoder, the teacher, and the recordings of an environment
+    :param n_updates: Updates of both stages together: as many as another method would have
+    :param teacher_updates: How many of them are the teacher's; by default a sixth
+    :param teacher_features_extractor_kwargs: Keyword arguments to pass to the teacher's
+        :class:`~sb3_jepa.JepaExtractor`, whose tokens must be those of the encoder; by default those of the encoder
+    :param features_extractor_kwargs: Keyword arguments to pass to the encoder's
+    :param objective_kwargs: Keyword arguments to pass to the objectives of both stages, such as ``mask_kwargs``
+    :param seed: Seed of the encoders, the masks and the order
+    :param progress_bar: Display a progress bar using tqdm and rich
+    :param kwargs: The further parameters of :func:`~sb3_jepa.pretrain`, for both stages, and those of
+        :func:`~sb3_jepa.pretrain.read`
+    :return: The encoder's file
+    :raises ValueError: If an argument is not among those accepted, or the folder holds another pretraining
+    :raises ImportError: If the progress bar is asked for, and tqdm or rich is not installed
+    """
+    if n_updates < 2:
+        raise ValueError(f"`n_updates` must be at least 2, one for each stage, got {n_updates}")
+    budget = teacher_budget(n_updates)
+    teacher_updates = budget if teacher_updates is None else teacher_updates
+    if not 1 <= teacher_updates < n_updates:
+        raise ValueError(
+            f"`teacher_updates` must be positive and leave some of the {n_updates} updates to the encoder, got "
+            f"{teacher_updates}"
+        )
+    if teacher_updates > budget:
+        warnings.warn(
+            f"`teacher_updates={teacher_updates}` is more than a sixth of `n_updates`, {budget}. A small teacher that "
+            "has learned for a short time is enough, and what it takes is missing to the encoder",
+            UserWarning,
+            stacklevel=2,
+        )
+    folder = pathlib.Path(folder)
+    options = {name: kwargs.pop(name) for name in OPTIONS_OF_PRETRAIN if name in kwargs}
+    options.update(seed=seed, progress_bar=progress_bar)
+    recordings = read_into(folder, source, seed, progress_bar, kwargs)
+    if teacher_features_extractor_kwargs is None:
+        teacher_features_extractor_kwargs = features_extractor_kwargs
+    _check_stages(recordings, objective_kwargs, teacher_features_extractor_kwargs, features_extractor_kwargs)
+    pretrain(
+        recordings,
+        folder / TEACHER_FOLDER,
+        SaltTeacher,
+        objective_kwargs,
+        teacher_features_extractor_kwargs,
+        teacher_updates,
+        **options,
+    )
+    return pretrain(
+        recordings,
+        folder,
+        Salt,
+        dict(objective_kwargs or {}, teacher=read_encoder(folder / TEACHER_FOLDER)),
+        features_extractor_kwargs,
+        n_updates - teacher_updates,
+        **options,
+    )
+
+
+def _check_stages(
+    recordings: Recordings,
+    objective_kwargs: dict[str, Any] | None,
+    teacher_features_extractor_kwargs: dict[str, Any] | None,
+    features_extractor_kwargs: dict[str, Any] | None,
+) -> None:
+    """What the second stage would refuse should be known before the first one has learned."""
+    with th.random.fork_rng(devices=[]):
+        teacher, encoder = (
+            JepaExtractor(recordings.observation_space, **(kwargs or {}))
+            for kwargs in (teacher_features_extractor_kwargs, features_extractor_kwargs)
+        )
+        Salt(encoder, encoder.features_dim, **(objective_kwargs or {}), teacher=teacher)
