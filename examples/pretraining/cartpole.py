@@ -133,6 +133,54 @@ def append(path: pathlib.Path, fields: list[str], rows: list[dict[str, Any]]) ->
         writer.writerows(rows)
 
 
+def spread(values: list[float]) -> str:
+    """Mean, and the value of each seed."""
+    return f"{np.mean(values):.0f} ({', '.join(f'{value:.0f}' for value in values)})"
+
+
+def write_report(folder: pathlib.Path) -> None:
+    """
+    :param folder: With the two tables of the results. A table in words and a figure are added.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    with (folder / "cartpole.csv").open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: (ARMS.index(row["arm"]), int(row["seed"])))
+    with (folder / "cartpole_curves.csv").open(newline="") as file:
+        points = list(csv.DictReader(file))
+    lines = ["| encoder | return halfway | return at the end | steps to a return of 100 |", "|---|---|---|---|"]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        of_arm = [row for row in rows if row["arm"] == arm]
+        reached = ", ".join(row["steps_to_100"] or "never" for row in of_arm)
+        halfway, end = ([float(row[f"return_{when}"]) for row in of_arm] for when in ("halfway", "at_end"))
+        lines.append(f"| {arm} | {spread(halfway)} | {spread(end)} | {reached} |")
+        curves = []
+        for row in of_arm:
+            own = [point for point in points if (point["arm"], point["seed"]) == (arm, row["seed"])]
+            curves.append([(int(point["timesteps"]), float(point["mean_return"])) for point in own])
+        n_points = min(map(len, curves))
+        steps, returns = np.array([curve[:n_points] for curve in curves]).transpose(2, 0, 1)
+        is_frozen = arm.endswith("frozen")
+        is_baseline = arm in ("scratch", "untrained, frozen")
+        (line,) = axes[int(is_frozen)].plot(
+            steps[0], returns.mean(axis=0), label=arm, color="black" if is_baseline else None
+        )
+        axes[int(is_frozen)].fill_between(
+            steps[0], returns.min(axis=0), returns.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0
+        )
+    (folder / "cartpole.md").write_text("\n".join(lines) + "\n")
+    for one, title in zip(axes, ("fine-tuned", "frozen"), strict=True):
+        one.set(title=title, xlabel="environment steps, recorded ones included", ylim=(0, None))
+        one.legend(loc="upper left")
+        one.grid(alpha=0.3)
+    axes[0].set_ylabel("mean return of the last 100 episodes")
+    figure.savefig(folder / "cartpole.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
@@ -161,6 +209,7 @@ def main() -> None:
             append(curves, ["arm", "seed", "timesteps", "mean_return"], rows)
             append(table, FIELDS, [row])
             print(row, flush=True)
+    write_report(options.results)
 
 
 if __name__ == "__main__":
