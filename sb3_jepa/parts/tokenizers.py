@@ -281,9 +281,13 @@ class ColumnTokenizer(nn.Module):
     def forward(self, vectors: th.Tensor) -> th.Tensor:
         """
         :param vectors: ``(batch, *shape)`` of ``n_columns`` numbers each
-        :return: ``(batch, n_columns, embed_dim)``
+        :return: ``(batch, n_columns, embed_dim)``. The token of a number that is NaN is NaN, without gradient.
         """
-        return th.addcmul(self.code, self.token_inputs(vectors), self.direction)
+        inputs = self.token_inputs(vectors)
+        is_nan = inputs.isnan()
+        # Nothing times NaN is NaN: a token that is left out would still spoil the gradient of its direction
+        tokens = th.addcmul(self.code, inputs.masked_fill(is_nan, 0.0), self.direction)
+        return tokens.masked_fill(is_nan, th.nan)
 
 
 class CategoryTokenizer(nn.Module):
