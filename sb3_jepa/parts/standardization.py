@@ -70,15 +70,13 @@ class InputStandardization(nn.Module):
         :param inputs: ``(batch, *shape)``
         """
         variance, mean = self._of_batch(self._changes(inputs))
-        n_before, n_new = self.n_seen.clone(), len(inputs)
-        self.n_seen += n_new
+        n_before, n_after = self.n_seen.clone(), self.n_seen.add_(len(inputs))
         if self.n_present is not None:
-            n_before, n_new = self.n_present.clone(), (~inputs.isnan()).sum(dim=0)
-            self.n_present += n_new
-        n_after = (n_before + n_new).clamp(min=1)
-        fraction = n_new / n_after
+            n_before, n_after = self.n_present.clone(), self.n_present.add_((~inputs.isnan()).sum(dim=0))
+        # Of what was never there, neither changes
+        fraction = 1.0 - n_before / n_after.clamp(min=1)
         difference = mean - self.mean
-        self.variance.lerp_(variance, fraction).add_(difference.square() * fraction * n_before / n_after)
+        self.variance.lerp_(variance, fraction).add_(difference.square() * fraction * (1.0 - fraction))
         self.mean.add_(difference * fraction)
         if self.per_input:
             deviation = self.variance.sqrt()
