@@ -3,11 +3,12 @@
 import warnings
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.vec_env import unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_wrapper
 
 from sb3_jepa.alternating import AlternatingTraining
 from sb3_jepa.buffers import NextObservations, by_key, unkeyed
@@ -185,6 +186,18 @@ class JepaCallback(BaseCallback):
             self.policy.update_schedules(self._progress_remaining)
         if isinstance(self.model, OnPolicyAlgorithm):
             self._measure_inputs(self.model)
+        self._check_running_statistics()
+
+    def _check_running_statistics(self) -> None:
+        normalize = unwrap_vec_wrapper(self.training_env, VecNormalize)
+        if normalize is None or not normalize.norm_obs:
+            return
+        statistics = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": normalize.obs_rms}
+        if any(np.isnan(one.mean).any() for one in statistics.values()):
+            raise ValueError(
+                "VecNormalize takes running means of the observations, and turns a number for good into NaN that was "
+                "NaN once. Say `norm_obs=False`: a JepaExtractor standardises its input"
+            )
 
     def _on_step(self) -> bool:
         buffer = self.locals.get("rollout_buffer")

@@ -169,8 +169,8 @@ def load_encoder(
     :param model: Of any algorithm
     :param path: The file
     :param encoders: Names of the networks to load it into; all by default
-    :param freeze: Whether it stays as it is from now on. A model that is saved and loaded knows that, if all its
-        encoders are frozen and are a :class:`~sb3_jepa.JepaExtractor`.
+    :param freeze: Whether it stays as it is from now on, except for the readout of ``output="per_token"``. A model that
+        is saved and loaded knows that, if all its encoders are frozen and are a :class:`~sb3_jepa.JepaExtractor`.
     :raises ValueError: If there is no such encoder, or if it is of another shape
     :raises ImportError: If ``.safetensors`` is to be loaded and not installed
     """
@@ -182,7 +182,10 @@ def load_encoder(
         _check_shapes(states[name], encoder, f"{path} does not fit the encoder {name!r}")
     for name, encoder in picked.items():
         encoder.load_state_dict(states[name])
-        encoder.requires_grad_(not freeze)
+        if isinstance(encoder, JepaExtractor):
+            encoder.freeze(freeze)
+        else:
+            encoder.requires_grad_(not freeze)
         for target in _targets(model.policy, name, encoder):
             target.load_state_dict(states[name])
     for name in picked:
@@ -224,9 +227,10 @@ def _targets(policy: BasePolicy, name: str, encoder: BaseFeaturesExtractor) -> l
 
 
 def _remember_frozen(model: BaseAlgorithm) -> None:
-    encoders = find_encoders(model.policy).values()
-    if all(isinstance(encoder, JepaExtractor) for encoder in encoders):
-        frozen = not any(parameter.requires_grad for encoder in encoders for parameter in encoder.parameters())
+    encoders = list(find_encoders(model.policy).values())
+    ours = [encoder for encoder in encoders if isinstance(encoder, JepaExtractor)]
+    if len(ours) == len(encoders):
+        frozen = all(encoder.is_frozen for encoder in ours)
         kwargs = dict(model.policy_kwargs.get("features_extractor_kwargs") or {}, frozen=frozen)
         model.policy_kwargs = dict(model.policy_kwargs, features_extractor_kwargs=kwargs)
 

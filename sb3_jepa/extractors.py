@@ -1,7 +1,7 @@
 """Features extractors: the context encoder as Stable-Baselines3 knows it."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,7 +66,8 @@ class JepaExtractor(BaseFeaturesExtractor):
         anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` collects them; without it,
         give them to :meth:`measure_inputs` yourself. Images are standardised by one deviation, and vectors by one for
         each number; what is categorical is not.
-    :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`
+    :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`. The readout of
+        ``output="per_token"`` belongs to who uses the tokens, and learns all the same.
     :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
         checks), as in Stable-Baselines3's ``NatureCNN``
     :param drop_constant_tokens: Whether to leave out the patches of images that never changed while the input
@@ -159,7 +160,22 @@ class JepaExtractor(BaseFeaturesExtractor):
         self.compile_kwargs = compile_kwargs
         self._compile()
         if frozen:
-            self.requires_grad_(False)
+            self.freeze()
+
+    def freeze(self, frozen: bool = True) -> None:
+        """
+        Let the parameters stay as they are from now on, except for the readout of ``output="per_token"``.
+
+        :param frozen: False to let them learn again
+        """
+        self.requires_grad_(not frozen)
+        if self.encoder.readout is not None:
+            self.encoder.readout.requires_grad_(True)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the parameters stay as they are."""
+        return not self.encoder.class_token.requires_grad
 
     def _compile(self) -> None:
         if self.compile_kwargs is None:
@@ -185,9 +201,8 @@ class JepaExtractor(BaseFeaturesExtractor):
     def n_inputs_to_measure(self) -> int:
         """Number of observations that the input statistics still lack."""
         n_seen = min((int(standardization.n_seen) for standardization in self.standardizations), default=None)
-        is_frozen = not next(self.parameters()).requires_grad
         # What is frozen stays as it is, once it was measured
-        if n_seen is None or (is_frozen and n_seen > 0):
+        if n_seen is None or (self.is_frozen and n_seen > 0):
             return 0
         return max(0, self.standardize_frames - n_seen)
 
@@ -239,7 +254,10 @@ class JepaExtractor(BaseFeaturesExtractor):
         # What is exported is neither rounded nor compiled
         if th.compiler.is_exporting():
             return self.encoder.forward(observations)
-        return self._autocast(self._encode, observations)
+        if not self.autocast:
+            return self._encode(observations)
+        with th.autocast(self.encoder.class_token.device.type, th.bfloat16):
+            return self._encode(observations).float()
 
     def encode_tokens(self, observations: PyTorchObs, places: th.Tensor | None = None) -> th.Tensor:
         """
@@ -249,7 +267,21 @@ class JepaExtractor(BaseFeaturesExtractor):
         :param places: The tokens that are visible, ``(batch, n_visible)``; None for all
         :return: Of the class tokens, then of the visible ones, ``(batch, class_tokens + n_visible, embed_dim)``
         """
-        return self._autocast(self.encoder.encode_tokens, observations, places)
+        (tokens,) = self.encode_views(observations, [places])
+        return tokens
+
+    def encode_views(self, observations: PyTorchObs, visible: Sequence[th.Tensor | None]) -> list[th.Tensor]:
+        """
+        Several views of the same observations, whose tokens are made once. Not compiled.
+
+        :param observations: Preprocessed observations
+        :param visible: The ``places`` of :meth:`encode_tokens` for each view
+        :return: What :meth:`encode_tokens` returns, for each view
+        """
+        if not self.autocast:
+            return self.encoder.encode_views(observations, visible)
+        with th.autocast(self.encoder.class_token.device.type, th.bfloat16):
+            return [tokens.float() for tokens in self.encoder.encode_views(observations, visible)]
 
     def token_inputs(self, observations: PyTorchObs) -> th.Tensor:
         """
@@ -259,12 +291,6 @@ class JepaExtractor(BaseFeaturesExtractor):
         :return: ``(batch, tokens, inputs)``
         """
         return self.encoder.token_inputs(observations)
-
-    def _autocast(self, compute: Callable[..., th.Tensor], *args: Any) -> th.Tensor:
-        if not self.autocast:
-            return compute(*args)
-        with th.autocast(self.encoder.class_token.device.type, th.bfloat16):
-            return compute(*args).float()
 
     def _encode(self, observations: PyTorchObs) -> th.Tensor:
         if self.compile_kwargs is None:

@@ -184,10 +184,11 @@ class MaskedPrediction(Objective):
         weights = self._weights(batch)
         if weights is not None:
             targets = targets.nan_to_num(0.0)
+        families = [family.sample(len(targets)).to(targets.device) for family in self.masks]
+        visible = [masks.context for masks in families]
+        contexts = batch.encoder.encode_views(batch.observations, visible)  # type: ignore[operator]
         losses = []
-        for family in self.masks:
-            masks = family.sample(len(targets)).to(targets.device)
-            context = batch.encoder.encode_tokens(batch.observations, masks.context)  # type: ignore[operator]
+        for masks, context in zip(families, contexts, strict=True):
             if self.target_transform is not None:
                 context = self.target_transform.transform_context(context)
             prediction = self.predictor(context, masks.context, masks.targets)

@@ -105,6 +105,11 @@ class Objective(nn.Module):
         """Whether target embeddings hold for longer than a minibatch."""
         return self.target_refresh != "step" and self.prediction_coef > 0
 
+    @property
+    def regularizes_embedding(self) -> bool:
+        """Whether its loss has terms of the embedding itself."""
+        return max(self.variance_coef, self.deviation_coef, self.covariance_coef) > 0
+
     def predict(
         self, batch: ObjectiveInput
     ) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None, dict[str, th.Tensor]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -40,6 +41,8 @@ class InputStandardization(nn.Module):
     variance: th.Tensor
     deviation: th.Tensor
     n_seen: th.Tensor
+    # How often each number was there
+    n_present: th.Tensor | None
 
     def __init__(self, shape: Sequence[int], changes_of: int = 1, per_input: bool = False):
         super().__init__()
@@ -50,6 +53,14 @@ class InputStandardization(nn.Module):
         self.register_buffer("variance", th.zeros(tuple(shape)))
         self.register_buffer("deviation", th.ones(shape if per_input else (shape[0], *[1] * (len(shape) - 1))))
         self.register_buffer("n_seen", th.zeros((), dtype=th.long))
+        n_present = th.zeros(tuple(shape), dtype=th.long) if per_input else None
+        self.register_buffer("n_present", n_present, persistent=False)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        # Files do not tell
+        if self.n_present is not None:
+            self.n_present.copy_(self.n_seen)
 
     @th.no_grad()
     def update(self, inputs: th.Tensor) -> None:
@@ -59,11 +70,13 @@ class InputStandardization(nn.Module):
         :param inputs: ``(batch, *shape)``
         """
         variance, mean = self._of_batch(self._changes(inputs))
-        n_before = self.n_seen.clone()
-        self.n_seen += len(inputs)
-        fraction = len(inputs) / self.n_seen
+        n_before, n_after = self.n_seen.clone(), self.n_seen.add_(len(inputs))
+        if self.n_present is not None:
+            n_before, n_after = self.n_present.clone(), self.n_present.add_((~inputs.isnan()).sum(dim=0))
+        # Of what was never there, neither changes
+        fraction = 1.0 - n_before / n_after.clamp(min=1)
         difference = mean - self.mean
-        self.variance.lerp_(variance, fraction).add_(difference.square() * fraction * n_before / self.n_seen)
+        self.variance.lerp_(variance, fraction).add_(difference.square() * fraction * (1.0 - fraction))
         self.mean.add_(difference * fraction)
         if self.per_input:
             deviation = self.variance.sqrt()
@@ -77,7 +90,7 @@ class InputStandardization(nn.Module):
         if not self.per_input:
             return th.var_mean(inputs, dim=0, correction=0)
         mean = inputs.nanmean(dim=0)
-        # A column that is missing in the whole batch tells nothing new
+        # Of a column that is missing in the whole batch, nothing is new
         mean = th.where(mean.isnan(), self.mean, mean)
         variance = (inputs - mean).square().nanmean(dim=0)
         return th.where(variance.isnan(), self.variance, variance), mean

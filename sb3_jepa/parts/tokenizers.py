@@ -281,14 +281,15 @@ class ColumnTokenizer(nn.Module):
     def forward(self, vectors: th.Tensor) -> th.Tensor:
         """
         :param vectors: ``(batch, *shape)`` of ``n_columns`` numbers each
-        :return: ``(batch, n_columns, embed_dim)``
+        :return: ``(batch, n_columns, embed_dim)``. The token of a number that is NaN is NaN, without gradient.
         """
         inputs = self.token_inputs(vectors)
         if not th.is_grad_enabled():
             return th.addcmul(self.code, inputs, self.direction)
-        # NaN stays NaN, but for the gradient of the direction: nothing, times NaN, would be NaN there
-        tokens = th.addcmul(self.code, inputs.nan_to_num(0.0, th.inf, -th.inf), self.direction)
-        return tokens.masked_fill(inputs.isnan(), th.nan)
+        is_nan = inputs.isnan()
+        # Nothing times NaN is NaN: a token that is left out would still spoil the gradient of its direction
+        tokens = th.addcmul(self.code, inputs.masked_fill(is_nan, 0.0), self.direction)
+        return tokens.masked_fill(is_nan, th.nan)
 
 
 class CategoryTokenizer(nn.Module):

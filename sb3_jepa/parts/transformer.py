@@ -1,6 +1,7 @@
 """A small pre-norm vision transformer whose class token is the embedding."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
@@ -239,7 +240,7 @@ class TransformerEncoder(nn.Module):
         :param observations: What the tokenizer takes
         :return: Embedding ``(batch, output_dim)``
         """
-        tokens, missing = self._tokenize(observations)
+        tokens, missing = self._complete(self.tokenizer(observations))
         if self.output == "class_token":
             return self._in_parts(self._embed_class_token, tokens, missing)
         tokens = self._in_parts(self._embed_tokens, tokens, missing)
@@ -261,7 +262,20 @@ class TransformerEncoder(nn.Module):
             were not there.
         :return: Outputs of the class tokens, then of the visible ones, ``(batch, class_tokens + n_visible, embed_dim)``
         """
-        return self._in_parts(self._embed_tokens, *self._tokenize(observations, places))
+        (tokens,) = self.encode_views(observations, [places])
+        return tokens
+
+    def encode_views(self, observations: Any, visible: Sequence[th.Tensor | None]) -> list[th.Tensor]:
+        """
+        Several views of the same observations, whose tokens are made once.
+
+        :param observations: What the tokenizer takes
+        :param visible: The ``places`` of :meth:`encode_tokens` for each view
+        :return: What :meth:`encode_tokens` returns, for each view
+        """
+        tokens = self.tokenizer(observations)
+        views = [tokens if places is None else take_places(tokens, places) for places in visible]
+        return [self._in_parts(self._embed_tokens, *self._complete(view)) for view in views]
 
     def token_inputs(self, observations: Any) -> th.Tensor:
         """
@@ -273,10 +287,8 @@ class TransformerEncoder(nn.Module):
         """
         return token_inputs(self.tokenizer, observations)
 
-    def _tokenize(self, observations: Any, places: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor | None]:
-        tokens = self.tokenizer(observations)
-        if places is not None:
-            tokens = take_places(tokens, places)
+    def _complete(self, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """Tokens with the class tokens in front, and which of them are missing."""
         tokens = th.cat((self.class_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         if not self.missing_as_nan:
             return tokens, None

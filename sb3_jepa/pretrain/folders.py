@@ -96,7 +96,7 @@ class RecordingWriter:
             return np.empty((self.n_rows, *shape), dtype)
         path = str(self.folder / f"{name}.npy")
         if self.n_written > 0:
-            return np.lib.format.open_memmap(path, mode="r+")
+            return np.lib.format.open_memmap(path, mode="r" if self.is_complete else "r+")
         return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(self.n_rows, *shape))
 
     @property
@@ -109,13 +109,12 @@ class RecordingWriter:
         """A number that no episode has yet."""
         return int(self._arrays["episodes"][: self.n_written].max(initial=-1)) + 1
 
-    def write(self, observations: Any, episodes: np.ndarray) -> int:
+    def write(self, observations: Any, episodes: np.ndarray) -> None:
         """
         Write the next rows, as far as there is room.
 
         :param observations: ``(rows, *observation shape)``, or a dictionary of such
         :param episodes: Numbers of their episodes, ``(rows,)``
-        :return: How many were written
         """
         n_new = min(len(episodes), self.n_rows - self.n_written)
         rows = slice(self.n_written, self.n_written + n_new)
@@ -123,11 +122,10 @@ class RecordingWriter:
             self._arrays[array_name(key)][rows] = array[:n_new]
         self._arrays["episodes"][rows] = episodes[:n_new]
         self.n_written += n_new
-        return n_new
 
     def save(self) -> None:
         """Make what was written known to those who read the folder."""
-        if self.folder is None:
+        if self.folder is None or self.n_written == self._n_saved:
             return
         for array in self._arrays.values():
             assert isinstance(array, np.memmap)
@@ -214,7 +212,8 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Space:
     arguments = dict(description)
     name = arguments.pop("type")
     if name == "Dict":
-        return spaces.Dict({key: space_from_json(one) for key, one in arguments["spaces"].items()})
+        # Of a dictionary it would sort the keys
+        return spaces.Dict([(key, space_from_json(one)) for key, one in arguments["spaces"].items()])
     if name == "Box":
         shape, dtype = tuple(arguments["shape"]), np.dtype(arguments["dtype"])
         low, high = (np.broadcast_to(np.array(arguments[bound], dtype), shape).copy() for bound in ("low", "high"))

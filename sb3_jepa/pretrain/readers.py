@@ -242,7 +242,8 @@ def _guess_space(name: str, array: np.ndarray) -> spaces.Space:
 def _channels_first(space: spaces.Space) -> spaces.Space:
     """As a policy sees it."""
     if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: _channels_first(one) for key, one in space.items()})
+        # Of a dictionary it would sort the keys
+        return spaces.Dict([(key, _channels_first(one)) for key, one in space.items()])
     if isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
         return VecTransposeImage.transpose_space(space)
     return space

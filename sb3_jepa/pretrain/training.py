@@ -307,7 +307,8 @@ class Pretraining:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings["learning_rate"] * _rate(progress, self.settings["warmup"])
         self.objective.update_momentum(1.0 - progress)
-        output = self.objective(ObjectiveInput(self.encoder, observations))
+        embedding = self.encoder(observations) if self.objective.regularizes_embedding else None
+        output = self.objective(ObjectiveInput(self.encoder, observations, embedding))
         self.optimizer.zero_grad()
         output.loss.backward()
         nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.settings["max_grad_norm"])

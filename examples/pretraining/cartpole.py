@@ -1,0 +1,216 @@
+"""PPO on pixel CartPole from a pretrained encoder, frozen and fine-tuned, against PPO from scratch.
+
+    python examples/pretraining/cartpole.py --seeds 0 1 2
+
+For each seed a random policy is recorded once, and each method pretrains an encoder on that. The recorded steps count:
+the curve of a pretrained encoder begins where they end. Each run is a row of results/cartpole.csv and a curve in
+results/cartpole_curves.csv; what is there already is not run again, and a pretraining that was cut off goes on.
+"""
+
+import argparse
+import csv
+import os
+import pathlib
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+# One thread for each run, and no window: to be said before torch and pygame are imported
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_jepa import PPO, DmtJepa, JepaPolicy, MaskedPrediction, load_encoder, pretrain, pretrain_salt
+from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.pretrain import record_env
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+FIELDS = ["arm", "seed", "return_halfway", "return_at_end", "steps_to_100", "pretraining_seconds", "ppo_seconds"]
+METHODS = ("i-jepa", "salt", "dmt-jepa")
+# Each use of a pretrained encoder, after the arm that is the same without pretraining
+ARMS = ["scratch", *(f"{method}, fine-tuned" for method in METHODS)]
+ARMS += ["untrained, frozen", *(f"{method}, frozen" for method in METHODS)]
+# Nothing in masked prediction asks a class token to tell states apart. Where it cannot learn that from the rewards, all
+# tokens are the features.
+OUTPUT = {"frozen": "flat", "fine-tuned": "class_token"}
+
+
+class ReturnCurve(BaseCallback):
+    """Mean return of the last 100 episodes, after each rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[tuple[int, float]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert self.model.ep_info_buffer is not None
+        if self.model.ep_info_buffer:
+            returns = [episode["r"] for episode in self.model.ep_info_buffer]
+            self.points.append((self.num_timesteps, float(np.mean(returns))))
+
+
+def make_env(seed: int) -> VecEnv:
+    """The environments of the README's example."""
+    return make_pixel_vec_env("CartPole-v1", n_envs=8, seed=seed)
+
+
+def pretrained(method: str, seed: int, n_recorded: int, n_updates: int, folder: pathlib.Path) -> pathlib.Path:
+    """
+    :param method: Of ``METHODS``
+    :param seed: Seed
+    :param n_recorded: Steps of a random policy
+    :param n_updates: Updates of the encoder, the teacher's included
+    :param folder: Where recordings and encoders are kept
+    :return: The encoder's file
+    """
+    env = make_env(1_000 + seed)
+    recordings = record_env(env, n_recorded, folder / "recordings", seed=1_000 + seed, progress_bar=False)
+    env.close()
+    # The probe that decides which encoder is kept reads the mean of the tokens
+    kwargs: dict[str, Any] = dict(
+        features_extractor_kwargs=dict(output="mean"), n_updates=n_updates, seed=seed, device="cpu"
+    )
+    if method == "salt":
+        return pretrain_salt(recordings, folder / method, **kwargs)
+    objective_class = DmtJepa if method == "dmt-jepa" else MaskedPrediction
+    return pretrain(recordings, folder / method, objective_class, **kwargs)
+
+
+def run(arm: str, seed: int, options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[int, float]]]:
+    """
+    :param arm: Of ``ARMS``
+    :param seed: Seed
+    :param options: The command line's
+    :return: A row of the results, and the curve
+    """
+    th.set_num_threads(1)
+    method, _, use = arm.partition(", ")
+    start = time.perf_counter()
+    n_recorded, path = 0, None
+    if method in METHODS:
+        n_recorded = options.recorded
+        path = pretrained(method, seed, n_recorded, options.updates, options.folder / f"seed{seed}")
+    seconds = time.perf_counter() - start
+    env = VecNormalize(make_env(seed), norm_obs=False)
+    extractor_kwargs = dict(output=OUTPUT[use or "fine-tuned"], frozen=use == "frozen")
+    policy_kwargs = dict(features_extractor_kwargs=extractor_kwargs)
+    model = PPO(JepaPolicy, env, policy_kwargs=policy_kwargs, seed=seed, device="cpu")
+    if path is not None:
+        load_encoder(model, path, freeze=use == "frozen")
+    curve = ReturnCurve()
+    start = time.perf_counter()
+    model.learn(options.timesteps - n_recorded, callback=curve)
+    points = [(steps + n_recorded, value) for steps, value in curve.points]
+    reached = [steps for steps, value in points if value >= 100]
+    row = dict(
+        arm=arm,
+        seed=seed,
+        return_halfway=round(next(value for steps, value in points if steps >= options.timesteps / 2), 1),
+        return_at_end=round(points[-1][1], 1),
+        steps_to_100=reached[0] if reached else "",
+        pretraining_seconds=round(seconds),
+        ppo_seconds=round(time.perf_counter() - start),
+    )
+    return row, points
+
+
+def append(path: pathlib.Path, fields: list[str], rows: list[dict[str, Any]]) -> None:
+    """Add rows to a table, which is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and the value of each seed."""
+    return f"{np.mean(values):.0f} ({', '.join(f'{value:.0f}' for value in values)})"
+
+
+def write_report(folder: pathlib.Path) -> None:
+    """
+    :param folder: With the two tables of the results. A table in words and a figure are added.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    with (folder / "cartpole.csv").open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: (ARMS.index(row["arm"]), int(row["seed"])))
+    with (folder / "cartpole_curves.csv").open(newline="") as file:
+        points = list(csv.DictReader(file))
+    lines = ["| encoder | return halfway | return at the end | steps to a return of 100 |", "|---|---|---|---|"]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        of_arm = [row for row in rows if row["arm"] == arm]
+        reached = ", ".join(row["steps_to_100"] or "never" for row in of_arm)
+        halfway, end = ([float(row[f"return_{when}"]) for row in of_arm] for when in ("halfway", "at_end"))
+        lines.append(f"| {arm} | {spread(halfway)} | {spread(end)} | {reached} |")
+        curves = []
+        for row in of_arm:
+            own = [point for point in points if (point["arm"], point["seed"]) == (arm, row["seed"])]
+            curves.append([(int(point["timesteps"]), float(point["mean_return"])) for point in own])
+        n_points = min(map(len, curves))
+        steps, returns = np.array([curve[:n_points] for curve in curves]).transpose(2, 0, 1)
+        is_frozen = arm.endswith("frozen")
+        is_baseline = arm in ("scratch", "untrained, frozen")
+        (line,) = axes[int(is_frozen)].plot(
+            steps[0], returns.mean(axis=0), label=arm, color="black" if is_baseline else None
+        )
+        axes[int(is_frozen)].fill_between(
+            steps[0], returns.min(axis=0), returns.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0
+        )
+    (folder / "cartpole.md").write_text("\n".join(lines) + "\n")
+    for one, title in zip(axes, ("fine-tuned", "frozen"), strict=True):
+        one.set(title=title, xlabel="environment steps, recorded ones included", ylim=(0, None))
+        one.legend(loc="upper left")
+        one.grid(alpha=0.3)
+    axes[0].set_ylabel("mean return of the last 100 episodes")
+    figure.savefig(folder / "cartpole.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--timesteps", type=int, default=40_000, help="recorded ones included (default: %(default)s)")
+    parser.add_argument("--recorded", type=int, default=8_000, help="steps of a random policy (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=600, help="of an encoder (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/pretraining/cartpole"))
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    options = parser.parse_args()
+
+    table, curves = options.results / "cartpole.csv", options.results / "cartpole_curves.csv"
+    done = set()
+    if table.exists():
+        with table.open(newline="") as file:
+            done = {(row["arm"], int(row["seed"])) for row in csv.DictReader(file)}
+    missing = [(arm, seed) for seed in options.seeds for arm in options.arms if (arm, seed) not in done]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(run, arm, seed, options) for arm, seed in missing]
+        for future in futures:
+            row, points = future.result()
+            # The row is the last that is written: it says that the run is finished
+            of_arm = dict(arm=row["arm"], seed=row["seed"])
+            rows = [dict(of_arm, timesteps=steps, mean_return=round(value, 1)) for steps, value in points]
+            append(curves, ["arm", "seed", "timesteps", "mean_return"], rows)
+            append(table, FIELDS, [row])
+            print(row, flush=True)
+    write_report(options.results)
+
+
+if __name__ == "__main__":
+    main()
