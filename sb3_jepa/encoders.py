@@ -82,7 +82,9 @@ def n_inputs_to_measure(policy: BasePolicy) -> int:
     :param policy: Of any algorithm
     :return: Number of observations that the input statistics of its encoders still lack
     """
-    extractors = [module for module in policy.modules() if isinstance(module, JepaExtractor)]
+    # Not those of a frozen teacher, which nobody measures
+    parts = [module for extractor in _features_extractors(policy).values() for module in extractor.modules()]
+    extractors = [part for part in parts if isinstance(part, JepaExtractor)]
     return max((extractor.n_inputs_to_measure for extractor in extractors), default=0)
 
 

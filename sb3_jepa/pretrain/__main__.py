@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa.envs import make_pixel_vec_env
@@ -48,7 +50,13 @@ def _make_parser() -> argparse.ArgumentParser:
     of_env.add_argument("--policy", type=pathlib.Path, metavar="PATH", help="a saved model that acts (default: random)")
     of_salt = parser.add_argument_group("if the method is salt")
     of_salt.add_argument("--teacher", type=pathlib.Path, metavar="FOLDER", help="that exists (default: one is learned)")
-    parser.add_argument("--updates", type=int, default=2_000, metavar="N", help="at most (default: %(default)s)")
+    parser.add_argument(
+        "--updates",
+        type=int,
+        default=2_000,
+        metavar="N",
+        help="at most, of salt's stages together (default: %(default)s)",
+    )
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="(default: %(default)s)")
     parser.add_argument("--patience", type=int, metavar="N", help="evaluations without progress (default: no end)")
@@ -74,6 +82,10 @@ def _json_object(text: str) -> dict[str, Any]:
 def _check_options(options: argparse.Namespace) -> None:
     if options.teacher is not None and options.method != "salt":
         raise ValueError("--teacher is for --method salt")
+    try:
+        get_device(options.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be one of PyTorch's, got {options.device!r}. {error}") from error
     if not is_env(options.source):
         given = [f"--{name.replace('_', '-')}" for name in ENV_OPTIONS if getattr(options, name)]
         if given:
@@ -122,8 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_options(options)
         env = _make_env(options) if is_env(options.source) else None
         file = _pretrain(options, options.source if env is None else env)
-    # A keyword of the JSON that nobody knows is a TypeError
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    # A keyword of the JSON that nobody knows is a TypeError, and a package that an environment lacks is Gymnasium's
+    except (ValueError, TypeError, ImportError, OSError, gym.error.Error) as error:
         parser.error(str(error))
     finally:
         if env is not None:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import sys
 import zipfile
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -60,13 +61,19 @@ def read(source: Any, **kwargs: Any) -> Recordings:
 def is_env(source: Any) -> bool:
     """
     :param source: As of :func:`read`
-    :return: Whether it is an environment, or the ID of one, and nothing that exists as a file
+    :return: Whether it is an environment, or the ID of one (``"module:ID"`` too), and nothing that exists as a file
     """
     if isinstance(source, (gym.Env, VecEnv)):
         return True
+    if not isinstance(source, str) or source.startswith(MINARI_PREFIX) or pathlib.Path(source).exists():
+        return False
+    # "module:ID" imports a module that registers it, as in gymnasium.make
+    module, _, env_id = source.rpartition(":")
     try:
-        return isinstance(source, str) and not pathlib.Path(source).exists() and gym.spec(source) is not None
-    except (gym.error.Error, ImportError):
+        if module:
+            import_module(module)
+        return gym.spec(env_id) is not None
+    except (gym.error.Error, ImportError, TypeError):
         return False
 
 

@@ -1,5 +1,6 @@
 """SALT from beginning to end: a teacher, and then an encoder that learns from it."""
 
+import inspect
 import pathlib
 import warnings
 from typing import Any
@@ -15,20 +16,6 @@ from sb3_jepa.pretrain.training import pretrain, read_into
 TEACHER_FOLDER = "teacher"
 # Of the updates of both stages, the paper gives about a sixth to the teacher
 TEACHER_SHARE = 6
-OPTIONS_OF_PRETRAIN = (
-    "batch_size",
-    "learning_rate",
-    "weight_decay",
-    "warmup",
-    "max_grad_norm",
-    "validation_fraction",
-    "eval_freq",
-    "criterion",
-    "patience",
-    "labels",
-    "device",
-    "verbose",
-)
 
 
 def teacher_budget(n_updates: int) -> int:
@@ -92,7 +79,7 @@ def pretrain_salt(
             stacklevel=2,
         )
     folder = pathlib.Path(folder)
-    options = {name: kwargs.pop(name) for name in OPTIONS_OF_PRETRAIN if name in kwargs}
+    options = {name: kwargs.pop(name) for name in inspect.signature(pretrain).parameters if name in kwargs}
     options.update(seed=seed, progress_bar=progress_bar)
     recordings = read_into(folder, source, seed, progress_bar, kwargs)
     if teacher_features_extractor_kwargs is None:

@@ -92,16 +92,19 @@ class Validation:
         if self._labels is not None:
             labels = np.asarray(self._labels, dtype=np.float64)
             return np.concatenate([labels[self._training_rows], labels[self._validation_rows]])
-        inputs = [
-            th.cat([encoder.token_inputs(observations).flatten(1) for observations in self._batches(rows)])  # type: ignore[operator]
-            for rows in (self._training_rows, self._validation_rows)
-        ]
-        training, validation = (one.nan_to_num(0.0) for one in inputs)
+
+        def inputs(rows: np.ndarray) -> Iterator[th.Tensor]:
+            for observations in self._batches(rows):
+                yield encoder.token_inputs(observations).flatten(1).nan_to_num(0.0)  # type: ignore[operator]
+
+        # Of images these are hundreds of megabytes: no copies
+        training = th.cat(list(inputs(self._training_rows)))
         mean = training.mean(dim=0)
-        n_components = min(N_COMPONENTS, *training.shape)
+        training -= mean
         # The components of what is learned from, and of nothing else
-        _, _, directions = th.pca_lowrank(training - mean, n_components, center=False)
-        return ((th.cat((training, validation)) - mean) @ directions).double().cpu().numpy()
+        _, _, directions = th.pca_lowrank(training, min(N_COMPONENTS, *training.shape), center=False)
+        projected = [training @ directions, *((one - mean) @ directions for one in inputs(self._validation_rows))]
+        return th.cat(projected).double().cpu().numpy()
 
 
 def result_of(encoder: nn.Module, objective: MaskedPrediction) -> nn.Module:

@@ -14,6 +14,7 @@ from sb3_jepa import PPO, FrameDictReplayBuffer, FrameReplayBuffer, RecurrentPPO
 from sb3_jepa.buffers import by_key
 from sb3_jepa.frames import FrameStacks
 from sb3_jepa.pretrain import Recordings, read, read_buffer, read_file, read_minari, record_env
+from sb3_jepa.pretrain.readers import is_env
 from tests.conftest import SMALL_POLICY, SMALL_PPO, CountingImageEnv, FakeEnv, make_counting_env
 
 DICT_SPACE = spaces.Dict(
@@ -335,3 +336,24 @@ def test_minari_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(ImportError, match=r"sb3-jepa\[offline\]"):
         read("minari:ours/test-v0")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("CartPole-v1", True),
+        ("CartPole-v77", False),
+        ("registers_late:LateCartPole-v0", True),
+        ("registers_late:NoSuchEnv-v0", False),
+        ("no_such_module:CartPole-v1", False),
+        ("./folder:2/numbers.npy", False),
+        ("minari:CartPole-v1", False),
+        (3, False),
+    ],
+)
+def test_what_is_an_environment(source, expected, monkeypatch, tmp_path):
+    (tmp_path / "registers_late.py").write_text(
+        "import gymnasium\ngymnasium.register('LateCartPole-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_env(source) == expected

@@ -1,0 +1,471 @@
+import csv
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from sb3_jepa import (
+    PPO,
+    DmtJepa,
+    JepaCallback,
+    JepaExtractor,
+    MaskedPrediction,
+    NextLatentPrediction,
+    Recordings,
+    Salt,
+    SaltTeacher,
+    TJepa,
+    load_encoder,
+    pretrain,
+    read_encoder,
+)
+from sb3_jepa.encoders import find_encoders
+from sb3_jepa.pretrain import training
+from sb3_jepa.pretrain.encoder_files import find_encoder_file, write_pretrained
+from tests.conftest import SMALL_PPO, FakeEnv
+
+SPACE = spaces.Box(-5, 5, (6,))
+IMAGE = spaces.Box(0, 255, (3, 16, 16), np.uint8)
+EXTRACTOR = dict(embed_dim=8, num_heads=2, depth=1, standardize_frames=64)
+SMALL = dict(
+    objective_class=TJepa,
+    objective_kwargs=dict(predictor_dim=8, predictor_depth=1, predictor_heads=2),
+    features_extractor_kwargs=EXTRACTOR,
+    n_updates=6,
+    eval_freq=2,
+    batch_size=32,
+    device="cpu",
+)
+
+
+def make_recordings(n_episodes: int = 10, length: int = 20) -> Recordings:
+    """Numbers of which each depends on two others, in episodes."""
+    random = np.random.default_rng(0)
+    causes = random.normal(size=(n_episodes * length, 2))
+    rows = (causes @ random.normal(size=(2, 6))).astype(np.float32)
+    return Recordings(SPACE, rows.clip(-5, 5), np.repeat(np.arange(n_episodes), length))
+
+
+def make_images(n_rows: int = 80) -> Recordings:
+    images = np.random.default_rng(0).integers(0, 256, (n_rows, 3, 16, 16), dtype=np.uint8)
+    return Recordings(IMAGE, images, np.arange(n_rows) // 10)
+
+
+def rows_of(folder: pathlib.Path) -> list[dict[str, str]]:
+    """Of the table of curves, whatever the order of its columns."""
+    with (folder / "progress.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def state_of(folder: pathlib.Path) -> dict[str, th.Tensor]:
+    return read_encoder(folder).state_dict()
+
+
+def assert_same(one: dict[str, th.Tensor], other: dict[str, th.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(th.equal(value, other[name]) for name, value in one.items())
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(monkeypatch, after: int) -> None:
+    """Let the electricity fail after so many updates."""
+    update = training.Pretraining._update
+
+    def fail(self, observations):
+        if self.n_done == after:
+            raise Interrupted
+        return update(self, observations)
+
+    monkeypatch.setattr(training.Pretraining, "_update", fail)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        dict(objective_class=TJepa),
+        dict(objective_class=SaltTeacher, patience=5, weight_decay=0.1),
+        dict(objective_class=Salt, criterion="probe_r2"),
+        dict(objective_class=DmtJepa),
+    ],
+)
+def test_one_seed_gives_one_encoder_also_after_interruptions(method, monkeypatch, tmp_path):
+    recordings, settings = make_recordings(), {**SMALL, **method}
+    if method["objective_class"] is Salt:
+        teacher = JepaExtractor(SPACE, **EXTRACTOR)
+        settings["objective_kwargs"] = dict(SMALL["objective_kwargs"], teacher=teacher)
+    if method["objective_class"] is DmtJepa:
+        recordings, settings["features_extractor_kwargs"] = make_images(), dict(EXTRACTOR, patch_size=4)
+    pretrain(recordings, tmp_path / "whole", **settings)
+    th.rand(3)
+    # Before anything but the untrained encoder was evaluated; in the middle, right after an evaluation and later
+    for after in (1, 2, 5):
+        with monkeypatch.context() as patch:
+            interrupt(patch, after)
+            with pytest.raises(Interrupted):
+                pretrain(recordings, tmp_path / "interrupted", **settings)
+        th.rand(after)
+    pretrain(recordings, tmp_path / "interrupted", **settings)
+    assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "interrupted"))
+    rows = rows_of(tmp_path / "whole")
+    assert [row["time/updates"] for row in rows] == ["0", "2", "4", "6"]
+    assert rows == rows_of(tmp_path / "interrupted")
+    one, other = (json.loads((tmp_path / name / "encoder.json").read_text()) for name in ("whole", "interrupted"))
+    assert one == other
+    pretrain(recordings, tmp_path / "other", **{**settings, "seed": 1})
+    assert any(
+        not th.equal(value, state_of(tmp_path / "other")[name]) for name, value in state_of(tmp_path / "whole").items()
+    )
+
+
+def test_tensorboard_has_each_curve_once_also_after_an_interruption(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5)
+        with pytest.raises(Interrupted):
+            pretrain(make_recordings(), tmp_path, **SMALL)
+    pretrain(make_recordings(), tmp_path, **SMALL)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    names = ("validation_loss", "probe_r2", "embedding_variance", "effective_rank", "momentum")
+    for name in names:
+        assert [event.step for event in events.Scalars(f"jepa/{name}")] == [0, 2, 4, 6]
+    assert [event.step for event in events.Scalars("jepa/prediction_loss")] == [2, 4, 6]
+    for row, event in zip(rows_of(tmp_path), events.Scalars("jepa/probe_r2"), strict=True):
+        assert event.value == pytest.approx(float(row["jepa/probe_r2"]), rel=1e-5)
+
+
+def test_what_is_finished_is_not_done_again(monkeypatch, tmp_path):
+    path = pretrain(make_recordings(), tmp_path, **SMALL)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    monkeypatch.setattr(training.Pretraining, "_update", lambda *_: pytest.fail("it was finished"))
+    assert pretrain(make_recordings(), tmp_path, **SMALL) == path
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+
+
+def test_an_environment_is_recorded_in_the_folder(tmp_path):
+    env = make_vec_env(lambda: FakeEnv(SPACE), n_envs=2)
+    pretrain(env, tmp_path, n_steps=60, **SMALL)
+    assert np.load(tmp_path / "recordings" / "observations.npy").shape == (60, 6)
+    with pytest.raises(ValueError, match="n_rows is 60 there and 80 here"):
+        pretrain(env, tmp_path, n_steps=80, **SMALL)
+
+
+def test_random_numbers_of_others_are_untouched(tmp_path):
+    th.manual_seed(7)
+    np.random.seed(7)
+    before, numpy_before = th.get_rng_state(), np.random.get_state()[1].copy()
+    pretrain(make_recordings(), tmp_path, **SMALL)
+    assert th.equal(th.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(seed=1), "seed is 0 there and 1 here"),
+        (dict(objective_class=SaltTeacher), "objective_class is TJepa there and SaltTeacher here"),
+        (dict(features_extractor_kwargs=dict(EXTRACTOR, depth=2)), "features_extractor_kwargs is .* there and"),
+        (dict(learning_rate=0.1, n_updates=8), "n_updates is 6 there and 8 here; learning_rate is 0.001 there"),
+        (dict(source=make_recordings(11)), "n_observations is 200 there and 220 here"),
+        (
+            dict(
+                source=Recordings(
+                    spaces.Box(-9, 9, (6,)), *(vars(make_recordings())[n] for n in ("observations", "episodes"))
+                )
+            ),
+            "observation_space is Box.-5.0, 5.0, .* there and Box.-9.0, 9.0",
+        ),
+    ],
+)
+def test_another_pretraining_is_not_overwritten(change, message, tmp_path):
+    arguments = dict(SMALL, source=make_recordings(), folder=tmp_path)
+    pretrain(**arguments)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=f"`folder` holds another pretraining.*{message}"):
+        pretrain(**{**arguments, **change})
+    assert before == {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+
+def script_measurements(monkeypatch, **curves: list[float]) -> list[dict[str, th.Tensor]]:
+    """Let the evaluations, of the untrained encoder on, find these numbers; the encoders that they saw."""
+    seen = []
+
+    def measure(self, encoder, objective, result):
+        index = len(seen)
+        seen.append({name: value.clone() for name, value in result.state_dict().items()})
+        found = dict(validation_loss=1.0, probe_r2=0.5, embedding_variance=1.0, effective_rank=1.0)
+        return {**found, **{name: values[index] for name, values in curves.items()}}
+
+    monkeypatch.setattr(training.Validation, "measure", measure)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("objective_class", "criterion", "kept_by"),
+    [
+        (TJepa, None, "probe_r2"),
+        (SaltTeacher, None, "validation_loss"),
+        (TJepa, "validation_loss", "validation_loss"),
+        (SaltTeacher, "probe_r2", "probe_r2"),
+    ],
+)
+def test_the_best_encoder_is_kept_and_not_the_last(objective_class, criterion, kept_by, monkeypatch, tmp_path):
+    # The untrained one would be the best by either
+    seen = script_measurements(monkeypatch, validation_loss=[0.1, 0.9, 0.4, 0.8], probe_r2=[0.99, 0.8, 0.1, 0.3])
+    settings = {**SMALL, "objective_class": objective_class, "criterion": criterion}
+    pretrain(make_recordings(), tmp_path, **settings)
+    index = dict(probe_r2=1, validation_loss=2)[kept_by]
+    assert_same(state_of(tmp_path), seen[index])
+    described = json.loads((tmp_path / "encoder.json").read_text())
+    assert described["n_updates"] == 2 * index
+    assert described["criterion"] == kept_by
+    assert described["objective_class"] == objective_class.__name__
+
+
+def test_patience(monkeypatch, tmp_path):
+    losses = [5.0, 3.0, 4.0, 2.0, 2.0, 2.5, 1.0, 0.9]
+    seen = script_measurements(monkeypatch, validation_loss=losses)
+    settings = {**SMALL, "objective_class": SaltTeacher, "n_updates": 100, "patience": 2}
+    pretrain(make_recordings(), tmp_path, **settings)
+    # Two that found nothing better, in a row
+    assert [row["time/updates"] for row in rows_of(tmp_path)] == ["0", "2", "4", "6", "8", "10"]
+    assert_same(state_of(tmp_path), seen[3])
+    pretrain(make_recordings(), tmp_path, **settings)
+    assert len(seen) == 6
+
+
+def test_the_momentum_copy_is_what_is_kept(monkeypatch, tmp_path):
+    kept = []
+    write = training.write_pretrained
+    monkeypatch.setattr(
+        training, "write_pretrained", lambda encoder, *args: (kept.append(encoder), write(encoder, *args))[1]
+    )
+    for objective_class, is_copy in ((TJepa, True), (SaltTeacher, False)):
+        pretrain(
+            make_recordings(), tmp_path / objective_class.__name__, **{**SMALL, "objective_class": objective_class}
+        )
+        assert kept[-1].encoder.class_token.requires_grad != is_copy
+
+
+def test_an_encoder_goes_into_models(tmp_path):
+    path = pretrain(make_recordings(), tmp_path / "new" / "folder", **SMALL)
+    encoder = read_encoder(path)
+    assert not encoder.training
+    assert_same(encoder.state_dict(), state_of(path.parent))
+    # Nothing is left to measure
+    assert encoder.n_inputs_to_measure == 0
+    env = make_vec_env(lambda: FakeEnv(SPACE), n_envs=2, seed=0)
+    policy_kwargs = dict(features_extractor_kwargs=EXTRACTOR, net_arch=[16])
+    for freeze in (True, False):
+        model = PPO("JepaPolicy", env, policy_kwargs=policy_kwargs, **SMALL_PPO)
+        load_encoder(model, path, freeze=freeze)
+        assert_same(model.policy.features_extractor.state_dict(), encoder.state_dict())
+        model.learn(32)
+        own = model.policy.features_extractor.state_dict()
+        assert all(th.equal(value, own[name]) for name, value in encoder.state_dict().items()) == freeze
+    stock = dict(policy_kwargs, features_extractor_class=JepaExtractor)
+    dqn = stable_baselines3.DQN("MlpPolicy", env, policy_kwargs=stock, learning_starts=4, buffer_size=100, device="cpu")
+    load_encoder(dqn, path)
+    assert_same(dqn.policy.q_net_target.features_extractor.state_dict(), encoder.state_dict())
+    dqn.learn(40, callback=JepaCallback(objective_class=TJepa, objective_kwargs=SMALL["objective_kwargs"], n_updates=1))
+    assert find_encoders(dqn.policy)
+
+
+def test_validation_sees_other_episodes_and_always_the_same(monkeypatch, tmp_path):
+    recordings, taken = make_recordings(), []
+    take = recordings.take
+    monkeypatch.setattr(recordings, "take", lambda rows: (taken.append(rows), take(rows))[1])
+    learned: list[np.ndarray] = []
+    rows_of_update = training.Pretraining._rows_of_update
+    monkeypatch.setattr(
+        training.Pretraining,
+        "_rows_of_update",
+        lambda self, rows: (learned.append(rows_of_update(self, rows)), learned[-1])[1],
+    )
+    # Five batches of 32 rows and a rest
+    pretrain(recordings, tmp_path, **{**SMALL, "n_updates": 10})
+    epochs = [np.concatenate(learned[:5]), np.concatenate(learned[5:])]
+    for epoch in epochs:
+        assert len(np.unique(epoch)) == 5 * 32
+    assert not np.array_equal(*epochs)
+    put_aside = set(range(10)) - set(recordings.episodes[np.concatenate(epochs)].tolist())
+    assert put_aside
+    only_seen = [rows for rows in taken if set(recordings.episodes[rows].tolist()) <= put_aside]
+    assert len(only_seen) >= 6
+    assert len({tuple(rows) for rows in only_seen}) == 1
+
+
+def test_fewer_observations_than_a_minibatch(tmp_path):
+    pretrain(make_recordings(4, 5), tmp_path, **{**SMALL, "batch_size": 1000, "validation_fraction": 0.3})
+    assert len(rows_of(tmp_path)) == 4
+
+
+def test_labels_are_what_the_probe_reads(tmp_path):
+    recordings = make_recordings(40)
+    # One column can be read, and noise cannot
+    easy, noise = recordings.observations[:, :1], np.random.default_rng(1).normal(size=(len(recordings), 1))
+    r2 = []
+    for name, labels in (("easy", easy), ("noise", noise)):
+        pretrain(recordings, tmp_path / name, labels=labels, **SMALL)
+        r2.append(float(rows_of(tmp_path / name)[0]["jepa/probe_r2"]))
+    assert r2[0] > 0.5
+    assert r2[1] < 0.2
+    # They are not learned from
+    first, second = (rows_of(tmp_path / name) for name in ("easy", "noise"))
+    assert [row["jepa/validation_loss"] for row in first] == [row["jepa/validation_loss"] for row in second]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(monkeypatch, tmp_path):
+    save, n_saved = th.save, []
+
+    def fail(state, file):
+        n_saved.append(file)
+        if len(n_saved) == 3:
+            pathlib.Path(file).write_bytes(b"half of it")
+            raise OSError("No space left on device")
+        save(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.th, "save", fail)
+        patch.setattr("sb3_jepa.encoders.find_spec", lambda _: True)
+        with pytest.raises(OSError, match="No space left"):
+            pretrain(make_recordings(), tmp_path / "full", **SMALL)
+    assert th.load(tmp_path / "full" / "checkpoint.pth", weights_only=True)["progress"][0] == 2
+    assert not list((tmp_path / "full").glob(".*"))
+    pretrain(make_recordings(), tmp_path / "full", **SMALL)
+    pretrain(make_recordings(), tmp_path / "whole", **SMALL)
+    assert_same(state_of(tmp_path / "full"), state_of(tmp_path / "whole"))
+
+
+def test_a_folder_holds_one_encoder(monkeypatch, tmp_path):
+    encoder = JepaExtractor(SPACE, **EXTRACTOR)
+    monkeypatch.setattr("sb3_jepa.encoders.find_spec", lambda _: None)
+    first = write_pretrained(encoder, tmp_path, SPACE, EXTRACTOR, {})
+    assert first.suffix == ".pth"
+    monkeypatch.undo()
+    with th.no_grad():
+        encoder.encoder.class_token += 1.0
+    second = write_pretrained(encoder, tmp_path, SPACE, EXTRACTOR, {})
+    assert second.suffix == ".safetensors"
+    assert find_encoder_file(tmp_path) == second
+    assert_same(state_of(tmp_path), encoder.state_dict())
+    assert not first.exists()
+    # Others may read it as they may read what else is written
+    assert second.stat().st_mode == second.with_suffix(".json").stat().st_mode
+
+
+@pytest.mark.parametrize("content", [None, "encoder", "description"])
+def test_no_encoder(content, tmp_path):
+    if content is not None:
+        write_pretrained(JepaExtractor(SPACE, **EXTRACTOR), tmp_path, SPACE, EXTRACTOR, {})
+        find_encoder_file(tmp_path).unlink() if content == "description" else (tmp_path / "encoder.json").unlink()
+    with pytest.raises(ValueError, match=r"There is no pretrained encoder|`path` must be an encoder"):
+        read_encoder(tmp_path)
+
+
+class NotAnEncoder(nn.Module):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(n_updates=0), "`n_updates` must be positive, got 0"),
+        (dict(batch_size=0), "`batch_size` must be positive, got 0"),
+        (dict(eval_freq=-1), "`eval_freq` must be positive, got -1"),
+        (dict(learning_rate=0.0), "`learning_rate` must be positive and finite, got 0.0"),
+        (dict(learning_rate=float("inf")), "`learning_rate` must be positive and finite, got inf"),
+        (dict(max_grad_norm=0.0), "`max_grad_norm` must be positive"),
+        (dict(warmup=1.0), r"`warmup` must lie in \[0, 1\), got 1.0"),
+        (dict(patience=0), "`patience` must be positive or None, got 0"),
+        (dict(criterion="reward"), r"`criterion` must be one of .*'reward'"),
+        (dict(validation_fraction=1.0), "`validation_fraction` must be between 0 and 1"),
+        (dict(objective_class=NextLatentPrediction), "observations alone.*got NextLatentPrediction"),
+        (dict(labels=np.zeros((3, 1))), r"`labels` must have a row for each of the 200 observations.*\(3, 1\)"),
+        (dict(labels=np.zeros(200)), r"`labels` must have a row for each.*\(200,\)"),
+        (dict(labels=np.zeros((200, 2))), "what the probe is to read does not vary"),
+        (dict(features_extractor_kwargs=dict(frozen=True)), "what is frozen learns nothing"),
+        (dict(objective_kwargs=dict(target="frozen")), "needs an encoder as `teacher`"),
+        (dict(objective_kwargs=dict(teacher=NotAnEncoder()), objective_class=Salt), "got NotAnEncoder"),
+        (dict(source="nowhere"), "`source` must be Recordings, .*'nowhere'"),
+        (dict(n_steps=5), "Recordings are taken as they are.*n_steps"),
+        (
+            dict(source=Recordings(spaces.Discrete(4), np.arange(4), np.arange(4))),
+            "at least 2 tokens",
+        ),
+        (
+            dict(source=make_images(), features_extractor_kwargs=dict(EXTRACTOR, patch_size=4, token_budget=3)),
+            "no `token_budget`",
+        ),
+        (
+            dict(source=Recordings(SPACE, np.full((40, 6), np.nan, np.float32), np.arange(40))),
+            "The prediction loss is nan after 0 updates: the observations hold NaN",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_learned(change, message, monkeypatch, tmp_path):
+    monkeypatch.setattr(training.Pretraining, "_update", lambda *_: pytest.fail("it has learned"))
+    with pytest.raises(ValueError, match=message):
+        pretrain(**{**SMALL, "source": make_recordings(), "folder": tmp_path, **change})
+
+
+def test_missing_numbers_are_learned_around(tmp_path):
+    recordings = make_recordings()
+    recordings.observations[np.random.default_rng(1).random((200, 6)) < 0.2] = np.nan
+    settings = {**SMALL, "features_extractor_kwargs": dict(EXTRACTOR, missing_as_nan=True)}
+    pretrain(recordings, tmp_path, **settings)
+    assert all(value.isfinite().all() for value in state_of(tmp_path).values())
+
+
+def test_the_progress_bar(monkeypatch, tmp_path):
+    bars = []
+
+    class Bar:
+        def __init__(self, total, initial, unit):
+            self.total, self.n = total, initial
+            bars.append(self)
+
+        def update(self):
+            self.n += 1
+
+        def close(self):
+            self.is_closed = True
+
+    monkeypatch.setattr("stable_baselines3.common.callbacks.tqdm", Bar)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5)
+        with pytest.raises(Interrupted):
+            pretrain(make_recordings(), tmp_path, progress_bar=True, **SMALL)
+    pretrain(make_recordings(), tmp_path, progress_bar=True, **SMALL)
+    assert [bar.n for bar in bars] == [5, 6]
+    assert all(bar.is_closed and bar.total == 6 for bar in bars)
+    monkeypatch.setattr("stable_baselines3.common.callbacks.tqdm", None)
+    with pytest.raises(ImportError, match=r"sb3-jepa\[examples\]"):
+        pretrain(make_recordings(), tmp_path, progress_bar=True, **SMALL)
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [training._rate(progress, 0.2) for progress in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
+    assert training._rate(0.0, 0.0) == 1.0
+
+
+def test_images_are_learned_from_as_they_are_stored(tmp_path):
+    settings = {
+        **SMALL,
+        "objective_class": MaskedPrediction,
+        "features_extractor_kwargs": dict(EXTRACTOR, patch_size=4),
+    }
+    path = pretrain(make_images(), tmp_path, **settings)
+    encoder = read_encoder(path)
+    images = th.as_tensor(make_images().observations[:4])
+    with th.no_grad():
+        assert th.allclose(encoder(images), encoder(images / 255.0), atol=1e-5)
