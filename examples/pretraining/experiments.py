@@ -19,10 +19,11 @@ class FinishedRuns:
     once, so that an interruption costs no more than the run it comes in.
 
     :param path: Of the file, which need not exist
+    :param keys: Columns that tell a row from the others
     """
 
-    def __init__(self, path: pathlib.Path):
-        self.path = path
+    def __init__(self, path: pathlib.Path, keys: Sequence[str]):
+        self.path, self.keys = path, keys
         self.rows: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="") as file:
@@ -30,15 +31,16 @@ class FinishedRuns:
 
     def has(self, **run: Any) -> bool:
         """
-        :param run: Columns that tell it from others
+        :param run: What it has in the columns that tell it from others
         :return: Whether it is there
         """
-        return any(all(row.get(name) == str(value) for name, value in run.items()) for row in self.rows)
+        return any(all(row[key] == str(run[key]) for key in self.keys) for row in self.rows)
 
     def add(self, **row: Any) -> None:
         """
-        :param row: Columns of the row
+        :param row: Columns of the row. It takes the place of one that is not to be told from it.
         """
+        self.rows = [other for other in self.rows if any(other[key] != str(row[key]) for key in self.keys)]
         self.rows.append(
             {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in row.items()}
         )
@@ -100,7 +102,7 @@ def draw_arms(axes: Axes, table: pd.DataFrame, metric: str, title: str) -> None:
 
 
 def class_accuracy(
-    inputs: np.ndarray, classes: np.ndarray, is_held_out: np.ndarray, counts: np.ndarray | None = None
+    inputs: np.ndarray, classes: np.ndarray, is_held_out: np.ndarray, is_counted: np.ndarray | None = None
 ) -> float:
     """
     How often ridge regression of the one-hot class, fitted to the other rows, is largest at the right one.
@@ -108,9 +110,9 @@ def class_accuracy(
     :param inputs: ``(rows, inputs)``
     :param classes: Numbers of the classes, ``(rows,)``
     :param is_held_out: ``(rows,)``, which rows are not fitted to
-    :param counts: ``(rows,)``, which of those it is measured on; all of them by default
+    :param is_counted: ``(rows,)``, which of those it is measured on; all of them by default
     :return: Share of the rows
     """
     predicted = ridge_predictions(inputs, np.eye(classes.max() + 1)[classes], is_held_out).argmax(axis=1)
     is_right = predicted == classes[is_held_out]
-    return float(is_right.mean() if counts is None else is_right[counts[is_held_out]].mean())
+    return float(is_right.mean() if is_counted is None else is_right[is_counted[is_held_out]].mean())

@@ -103,8 +103,8 @@ def glyphs(n_clips: int) -> Task:
     :param n_clips: Number of clips to learn from
     :return: Clips with a moving glyph, as four times with two frames each
     """
-    seen, held_out = moving_glyphs(n_clips, seed=0), moving_glyphs(1_000, seed=1)
-    n_probed = min(2_000, n_clips)
+    n_probed, n_held_out = n_clips // 2, n_clips // 4
+    seen, held_out = moving_glyphs(n_clips, seed=0), moving_glyphs(n_held_out, seed=1)
     return Task(
         as_recordings(seen.observations),
         np.concatenate([seen.observations[:n_probed], held_out.observations]),
@@ -112,7 +112,7 @@ def glyphs(n_clips: int) -> Task:
             shape=np.concatenate([seen.shapes[:n_probed], held_out.shapes]),
             direction=np.concatenate([seen.directions[:n_probed], held_out.directions]),
         ),
-        np.arange(n_probed + 1_000) >= n_probed,
+        np.arange(n_probed + n_held_out) >= n_probed,
         dict(embed_dim=32, patch_size=3, frames=4, frames_as="tokens", num_heads=2, output="mean"),
     )
 
@@ -255,14 +255,12 @@ class Experiment:
             folder = self.pretrain(arm, seed, n_updates, MaskedPrediction)
             # What is kept is the momentum encoder
             encoder.load_state_dict(th.load(folder / "checkpoint.pth", weights_only=True)["encoder"])
-            if not self.runs.has(**{**run, "arm": "momentum, context encoder"}):
-                self.runs.add(**{**run, "arm": "momentum, context encoder"}, **self.task.measure(encoder))
+            self.runs.add(**{**run, "arm": "momentum, context encoder"}, **self.task.measure(encoder))
         elif arm == "pixels only":
             folder = self.pretrain(arm, seed, n_updates, SaltTeacher)
         else:
             of_teacher = self.teacher(TEACHER_SHARES[arm], seed, n_updates)
-            if not self.runs.has(**{**run, "arm": f"{arm}, its teacher"}):
-                self.runs.add(**{**run, "arm": f"{arm}, its teacher"}, **self.measure(of_teacher))
+            self.runs.add(**{**run, "arm": f"{arm}, its teacher"}, **self.measure(of_teacher))
             n_left = n_updates - round(TEACHER_SHARES[arm] * n_updates)
             folder = self.pretrain(arm, seed, n_left, Salt, teacher=read_encoder(of_teacher))
         self.runs.add(**run, **self.measure(folder), seconds=round(time.process_time() - start, 1))
@@ -297,8 +295,10 @@ def correlation(a: pd.Series, b: pd.Series) -> str:
     """
     :param a: Numbers
     :param b: Numbers
-    :return: R² of the straight line, and the sign of its slope
+    :return: R² of the straight line, and whether it rises; nothing if there is none
     """
+    if a.nunique() < 2 or b.nunique() < 2:
+        return ""
     r = float(np.corrcoef(a, b)[0, 1])
     return f"{r**2:.2f} ({'rising' if r > 0 else 'falling'})"
 
@@ -381,7 +381,8 @@ def main() -> None:
 
     th.set_num_threads(1)
     n_updates = dict(glyphs=arguments.glyph_updates, cartpole=arguments.cartpole_updates)
-    runs, student_runs = (FinishedRuns(arguments.results / f"{name}.csv") for name in ("salt", "salt_students"))
+    runs = FinishedRuns(arguments.results / "salt.csv", ("task", "arm", "seed", "updates"))
+    student_runs = FinishedRuns(arguments.results / "salt_students.csv", ("kind", "arm", "seed", "updates"))
     for name in arguments.tasks:
         file = arguments.folder / f"cartpole-{arguments.frames}.npz"
         task = glyphs(arguments.clips) if name == "glyphs" else cartpole(arguments.frames, file)

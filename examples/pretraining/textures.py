@@ -42,7 +42,6 @@ ARMS: dict[str, tuple[type[MaskedPrediction], dict[str, Any]]] = {
     "DMT, all 8 neighbours": (DmtJepa, dict(target_transform_kwargs=dict(k=8))),
 }
 GRID = (IMAGE_SIZE // PATCH_SIZE, IMAGE_SIZE // PATCH_SIZE)
-N_IMAGES, N_PROBE_IMAGES, N_HELD_OUT = 4_000, 600, 600
 METRICS = [
     "target_gap",
     "centered_target_gap",
@@ -56,14 +55,18 @@ METRICS = [
 
 
 class Measurement:
-    """Images that are put aside, and what is measured on them."""
+    """
+    Images that nobody learns from, and what is measured on them.
 
-    def __init__(self) -> None:
-        fitted, held_out = textured_images(N_PROBE_IMAGES, seed=101), textured_images(N_HELD_OUT, seed=102)
+    :param n_images: How many there are to fit probes to, and as many to measure on
+    """
+
+    def __init__(self, n_images: int):
+        fitted, held_out = (textured_images(n_images, seed=seed) for seed in (101, 102))
         self.observations = th.as_tensor(np.concatenate([fitted.observations, held_out.observations]))
         of_images = [images.patch_textures() for images in (fitted, held_out)]
         self.textures, self.is_border = (np.concatenate(parts) for parts in zip(*of_images, strict=True))
-        self.is_held_out = np.arange(len(self.textures)) >= N_PROBE_IMAGES
+        self.is_held_out = np.arange(2 * n_images) >= n_images
 
     def probes(self, tokens: th.Tensor) -> dict[str, float]:
         """
@@ -125,20 +128,23 @@ def make_objective(arm: str, seed: int, folder: pathlib.Path | None) -> MaskedPr
     return objective.eval()
 
 
-def run(arms: list[str], seeds: list[int], n_updates: int, folder: pathlib.Path, runs: FinishedRuns) -> None:
+def run(
+    arms: list[str], seeds: list[int], n_images: int, n_updates: int, folder: pathlib.Path, runs: FinishedRuns
+) -> None:
     """
     Run what is not finished.
 
     :param arms: Of :data:`ARMS`
     :param seeds: Seeds of the images, the encoder and the masks
+    :param n_images: How many to learn from
     :param n_updates: Updates of each pretraining
     :param folder: Where the pretrainings are kept
     :param runs: Where their results are
     """
-    measurement = Measurement()
+    measurement = Measurement(n_images // 8)
     for seed in seeds:
-        recordings = as_recordings(textured_images(N_IMAGES, seed=seed).observations)
-        if not runs.has(arm="pixels", seed=seed):
+        recordings = as_recordings(textured_images(n_images, seed=seed).observations)
+        if not runs.has(arm="pixels", seed=seed, updates=0):
             inputs = make_objective("I-JEPA", seed, None).target_encoder.encoder.token_inputs(measurement.observations)  # type: ignore[operator]
             runs.add(arm="pixels", seed=seed, updates=0, **measurement.probes(inputs))
         for arm in arms:
@@ -208,14 +214,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=4_000, help="to learn from (default: %(default)s)")
     parser.add_argument("--updates", type=int, default=300, help="of each arm (default: %(default)s)")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/pretraining/textures"))
     parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("examples/pretraining/results"))
     arguments = parser.parse_args()
 
     th.set_num_threads(1)
-    runs = FinishedRuns(arguments.results / "textures.csv")
-    run(arguments.arms, arguments.seeds, arguments.updates, arguments.folder, runs)
+    runs = FinishedRuns(arguments.results / "textures.csv", ("arm", "seed", "updates"))
+    run(arguments.arms, arguments.seeds, arguments.images, arguments.updates, arguments.folder, runs)
     print(report(runs, arguments.updates, arguments.results))
 
 
