@@ -179,23 +179,17 @@ def report(runs: FinishedRuns, n_updates: int, folder: pathlib.Path) -> str:
     Write a table and a figure.
 
     :param runs: What is finished
-    :param n_updates: Of the runs to report
+    :param n_updates: Of the runs in the figure
     :param folder: Where to write
     :return: The table
     """
-    trained, untrained = runs.table(updates=n_updates), runs.table(updates=0)
-    untrained = untrained[untrained["arm"] != "pixels"]
-    pixels = runs.table(arm="pixels")
-    text = "\n\n".join(
-        [
-            f"**After {n_updates} updates**: mean over the seeds, and each of them",
-            markdown(trained, METRICS),
-            "**Without training.** The encoder is the same in all arms",
-            markdown(untrained, METRICS),
-            "**From the pixels of a patch**",
-            markdown(pixels, ["probe", "border_probe"]),
-        ]
-    )
+    table = runs.table()
+    is_pixels = table["arm"] == "pixels"
+    parts = ["Mean over the seeds, and each of them. Without updates, the encoder of all arms is the same."]
+    for number, rows in table[~is_pixels].groupby("updates"):
+        parts += [f"**After {number} updates**", markdown(rows, METRICS)]
+    parts += ["**From the pixels of a patch**", markdown(table[is_pixels], ["probe", "border_probe"])]
+    text = "\n\n".join(parts)
     (folder / "textures.md").write_text(text + "\n")
     figure, grid = plt.subplots(1, 4, sharey=True, figsize=(15, 3), layout="constrained")
     panels = {
@@ -205,7 +199,7 @@ def report(runs: FinishedRuns, n_updates: int, folder: pathlib.Path) -> str:
         "target_rank": "effective rank of the targets",
     }
     for axes, (metric, title) in zip(grid, panels.items(), strict=True):
-        draw_arms(axes, trained, metric, title)
+        draw_arms(axes, runs.table(updates=n_updates), metric, title)
     figure.savefig(folder / "textures.png", dpi=100)
     return text
 
