@@ -120,12 +120,8 @@ class MaskedPrediction(Objective):
         self.masks = [masks_class(grid, **kwargs) for kwargs in families]
         target_dim = transformer.embed_dim
         if teacher is not None:
-            of_teacher = _transformer(teacher)
-            if of_teacher.token_shape != shape:
-                raise ValueError(
-                    f"`teacher` must have the tokens of the encoder, {shape}, got {of_teacher.token_shape}"
-                )
-            target_dim = of_teacher.embed_dim
+            _check_teacher(_transformer(teacher), transformer)
+            target_dim = _transformer(teacher).embed_dim
         has_input = None
         if target == "input":
             widths = th.tensor(n_inputs(transformer.tokenizer))
@@ -220,6 +216,25 @@ def is_of_patches(encoder: nn.Module) -> bool:
     :raises ValueError: If the encoder has no tokens that can be hidden
     """
     return len(_transformer(encoder).token_shape) == 3
+
+
+def _check_teacher(teacher: TransformerEncoder, encoder: TransformerEncoder) -> None:
+    if teacher.token_shape != encoder.token_shape:
+        raise ValueError(
+            f"`teacher` must have the tokens of the encoder, {encoder.token_shape}, got {teacher.token_shape}"
+        )
+    # Images of another size may have as many
+    for own, its in zip(n_inputs(encoder.tokenizer), n_inputs(teacher.tokenizer), strict=True):
+        if own != its:
+            raise ValueError(
+                "`teacher` must see the same observations as the encoder: a token is made of "
+                f"{own} pixels, numbers or categories there, got {its}"
+            )
+    # All its tokens would be NaN as soon as one is
+    if encoder.missing_as_nan and not teacher.missing_as_nan:
+        raise ValueError(
+            "`teacher` must have `missing_as_nan=True` if the encoder has, got one with `missing_as_nan=False`"
+        )
 
 
 def _transformer(encoder: nn.Module) -> TransformerEncoder:

@@ -304,6 +304,21 @@ def test_the_method_says_which_loss_can_be_compared():
             dict(target="frozen", teacher=JepaExtractor(IMAGE, **{**PATCHES, "patch_size": 8})),
             r"\(1, 4, 4\), got \(1, 2, 2\)",
         ),
+        (
+            IMAGE,
+            {},
+            dict(
+                target="frozen",
+                teacher=JepaExtractor(spaces.Box(0, 255, (3, 32, 32), np.uint8), **{**PATCHES, "patch_size": 8}),
+            ),
+            "same observations as the encoder.* 48 pixels.*, got 192",
+        ),
+        (
+            VECTOR,
+            dict(missing_as_nan=True),
+            dict(target="frozen", teacher=JepaExtractor(VECTOR, **SMALL)),
+            "`teacher` must have `missing_as_nan=True`",
+        ),
         (IMAGE, dict(token_budget=4), {}, "no `token_budget`"),
         (IMAGE, dict(drop_constant_tokens=True, standardize_frames=8), {}, "no `drop_constant_tokens`"),
         (IMAGE, dict(patch_size=16), {}, "at least 2 tokens"),
