@@ -53,7 +53,8 @@ class MaskedPrediction(Objective):
     :param predictor_depth: Number of its blocks
     :param predictor_heads: Attention heads in each, a divisor of ``predictor_dim``
     :param momentum: ``m`` of the target encoder in [0, 1]; or a pair, its values at the start and at the end of the
-        training; or a schedule of the remaining progress (from 1 to 0)
+        training; or a schedule of the remaining progress (from 1 to 0).
+        Other targets than ``"momentum"`` never move.
     :param prediction_coef: Weight of the prediction loss; 0 switches the prediction off
     :param variance_coef: Weight of the variance loss of *JEPA for RL*, of the embedding
     :param deviation_coef: Weight of the hinge on the deviation of the embedding
@@ -95,8 +96,15 @@ class MaskedPrediction(Objective):
             )
         if prediction_loss not in LOSSES:
             raise ValueError(f"`prediction_loss` must be one of {tuple(LOSSES)}, got {prediction_loss!r}")
-        if target_transform_class is not None and target == "input":
-            raise ValueError('`target_transform_class` is for the tokens of an encoder, and `target="input"` has none')
+        if target == "input" and (target_transform_class is not None or normalize_targets):
+            raise ValueError(
+                "`target_transform_class` and `normalize_targets` are for the tokens of an encoder, and "
+                '`target="input"` has none'
+            )
+        if target_transform_class is None and target_transform_kwargs:
+            raise ValueError(
+                f"`target_transform_kwargs` need a `target_transform_class`, got {dict(target_transform_kwargs)} alone"
+            )
         transformer = _transformer(encoder)
         target_encoder: TargetEncoder = MomentumEncoder(encoder)
         if target != "momentum":
@@ -134,11 +142,22 @@ class MaskedPrediction(Objective):
         if target_transform_class is not None:
             if not has_patches:
                 raise ValueError(f"`target_transform_class` needs the patches of an image, got tokens {shape}")
-            self.target_transform = target_transform_class(grid, target_dim, **(target_transform_kwargs or {}))
-            self.target_transform_copy = MomentumEncoder(self.target_transform)
+            self._make_target_transform(target_transform_class, grid, target_dim, target_transform_kwargs or {})
         self.predictor = MaskedPredictor(
             grid, transformer.embed_dim, target_dim, predictor_dim, predictor_depth, predictor_heads
         )
+
+    def _make_target_transform(
+        self, cls: type[nn.Module], grid: list[int], dim: int, kwargs: Mapping[str, Any]
+    ) -> None:
+        self.target_transform = cls(grid, dim, **kwargs)
+        # Those would stay as they began, and the context may have another width
+        if self.target != "momentum" and next(self.target_transform.parameters(), None) is not None:
+            raise ValueError(
+                "`target_transform_class` has parameters, which learn in front of the predictor and are copied for the "
+                f'targets: it needs `target="momentum"`, got {self.target!r}'
+            )
+        self.target_transform_copy = MomentumEncoder(self.target_transform)
 
     def update_target(self, encoder: nn.Module) -> None:
         """
@@ -167,9 +186,9 @@ class MaskedPrediction(Objective):
         target_encoder = self.target_encoder
         class_tokens = _transformer(target_encoder.encoder).class_tokens
         targets = target_encoder.encode_tokens(batch.observations)[:, class_tokens:]
-        if self.target_transform_copy is not None:
-            return self.target_transform_copy(targets)
-        return F.layer_norm(targets, targets.shape[-1:]) if self.normalize_targets else targets
+        if self.normalize_targets:
+            targets = F.layer_norm(targets, targets.shape[-1:])
+        return targets if self.target_transform_copy is None else self.target_transform_copy(targets)
 
     def predict(self, batch: ObjectiveInput) -> tuple[th.Tensor, None, None, dict[str, th.Tensor]]:
         """

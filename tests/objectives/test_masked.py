@@ -159,13 +159,17 @@ class Scaling(nn.Module):
         return context + self.factor
 
 
-def test_a_target_transform_and_its_momentum_copy():
-    encoder, objective = make(IMAGE, target_transform_class=Scaling, target_transform_kwargs=dict(factor=3.0))
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_target_transform_and_its_momentum_copy(normalize):
+    kwargs = dict(target_transform_class=Scaling, target_transform_kwargs=dict(factor=3.0), normalize_targets=normalize)
+    # Without its own LayerNorm, which would begin with the same numbers
+    encoder, objective = make(IMAGE, extractor_kwargs=dict(final_norm=False), **kwargs)
     _, observations = sample(IMAGE)
     with th.no_grad():
         objective.target_transform.factor += 1.0
         # Targets come from the copy, which has not moved yet
-        targets = 3.0 * objective.target_encoder.encoder.encode_tokens(observations)[:, 1:]
+        targets = objective.target_encoder.encoder.encode_tokens(observations)[:, 1:]
+        targets = 3.0 * (nn.functional.layer_norm(targets, (8,)) if normalize else targets)
         masks = FixedMasks().sample(3)
         context = encoder.encode_tokens(observations, masks.context) + 4.0
         predicted = objective.predictor(context, *masks)
@@ -292,6 +296,18 @@ def test_the_method_says_which_loss_can_be_compared():
         (VECTOR, {}, dict(prediction_loss="l3"), r"`prediction_loss` must be one of .*'l3'"),
         (VECTOR, {}, dict(target_transform_class=NeighborAggregation), "needs the patches of an image"),
         (IMAGE, {}, dict(target="input", target_transform_class=NeighborAggregation), "for the tokens of an encoder"),
+        (VECTOR, {}, dict(target="input", normalize_targets=True), "are for the tokens of an encoder"),
+        (IMAGE, {}, dict(target_transform_kwargs=dict(k=3)), r"need a `target_transform_class`, got \{'k': 3\} alone"),
+        (
+            IMAGE,
+            {},
+            dict(
+                target="frozen",
+                teacher=JepaExtractor(IMAGE, **{**PATCHES, "embed_dim": 4}),
+                target_transform_class=NeighborAggregation,
+            ),
+            "has parameters.*needs `target=\"momentum\"`, got 'frozen'",
+        ),
         (
             VECTOR,
             {},
