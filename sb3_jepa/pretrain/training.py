@@ -133,6 +133,10 @@ def pretrain(
         th.manual_seed(seed)
         encoder = JepaExtractor(space, **features_extractor_kwargs)
         objective = objective_class(encoder, embed_dim=encoder.features_dim, **objective_kwargs)
+        if objective.prediction_coef == 0:
+            raise ValueError(
+                "`objective_kwargs` must have a positive `prediction_coef`: pretraining is judged by what is predicted"
+            )
         training = Pretraining(encoder.to(torch_device), objective.to(torch_device), settings, folder)
         training_rows, validation_rows = recordings.split(validation_fraction, seed)
         training.validation = Validation(load, training_rows, validation_rows, labels, batch_size, seed)

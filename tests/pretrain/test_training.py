@@ -394,6 +394,7 @@ class NotAnEncoder(nn.Module):
         (dict(labels=np.zeros((200, 2))), "what the probe is to read does not vary"),
         (dict(features_extractor_kwargs=dict(frozen=True)), "what is frozen learns nothing"),
         (dict(objective_kwargs=dict(target="frozen")), "needs an encoder as `teacher`"),
+        (dict(objective_kwargs=dict(prediction_coef=0.0, variance_coef=1.0)), "a positive `prediction_coef`"),
         (dict(objective_kwargs=dict(teacher=NotAnEncoder()), objective_class=Salt), "got NotAnEncoder"),
         (dict(source="nowhere"), "`source` must be Recordings, .*'nowhere'"),
         (dict(n_steps=5), "Recordings are taken as they are.*n_steps"),
