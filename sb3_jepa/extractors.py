@@ -152,6 +152,10 @@ class JepaExtractor(BaseFeaturesExtractor):
                 "`drop_constant_tokens` and `token_budget` leave out patches of images, and there is no image in "
                 f"{observation_space}"
             )
+        if missing_as_nan and not any(isinstance(module, ColumnTokenizer) for module in tokenizer.modules()):
+            raise ValueError(
+                f"`missing_as_nan` leaves out numbers of vectors, and there is no vector in {observation_space}"
+            )
         self.encoder = TransformerEncoder(
             tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm, class_tokens, output, missing_as_nan
         )

@@ -163,6 +163,12 @@ def test_what_nobody_has_announced_is_refused(bad, policy_kwargs, message):
         model.learn(64)
 
 
+@pytest.mark.parametrize("space", [spaces.Box(0, 255, (3, 16, 16), np.uint8), spaces.MultiDiscrete([2, 3])])
+def test_without_numbers_nothing_can_be_missing(space):
+    with pytest.raises(ValueError, match=r"`missing_as_nan` leaves out.*there is no vector in (Box|MultiDiscrete)"):
+        JepaExtractor(space, missing_as_nan=True)
+
+
 @pytest.mark.parametrize("output", ["class_token", "per_token"])
 def test_ppo_learns_from_what_there_is(output, tmp_path):
     extractor_kwargs = dict(SMALL_MISSING["features_extractor_kwargs"], output=output)
