@@ -147,7 +147,7 @@ class ObjectiveGauge(nn.Module):
         - ``target_cosine``: mean cosine between context embedding and target
         - ``rl_gradient_norm`` and ``jepa_gradient_norm``: norms of the gradients that reach the encoder's output, and
           ``gradient_cosine`` between the two, averaged over 8 minibatches. Where the embedding goes to one of them
-          only, that one.
+          only, that one: masked prediction makes tokens of its own, and its gradient does not pass here.
 
         :return: Empty if there was no minibatch
         """
@@ -187,6 +187,8 @@ class ObjectiveGauge(nn.Module):
         of_all, of_rl = (list(self._gradients.get(source, ())) for source in ("all", "rl"))
         # The sum of both is the one that is computed anyway: to ask for the other would change how it is rounded
         of_jepa = [both - rl for both, rl in zip(of_all, of_rl, strict=False)] if of_rl else of_all
+        if of_rl and not any(gradient.any() for gradient in of_jepa):
+            of_jepa = []
         scalars = {
             f"{source}_gradient_norm": float(th.stack([gradient.norm() for gradient in gradients]).mean())
             for source, gradients in (("rl", of_rl), ("jepa", of_jepa))

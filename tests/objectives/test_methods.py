@@ -112,6 +112,19 @@ def test_beside_ppo(method, make_kwargs, tmp_path):
     loaded.learn(32, reset_num_timesteps=False)
 
 
+def test_what_does_not_pass_the_embedding_is_no_gradient_of_it():
+    policy_kwargs = dict(features_extractor_kwargs=EXTRACTOR, net_arch=[16], objective_class=TJepa)
+    scalars = []
+    for objective_kwargs in (SMALL_PREDICTOR, dict(SMALL_PREDICTOR, variance_coef=0.1)):
+        kwargs = dict(policy_kwargs, objective_kwargs=objective_kwargs)
+        model = PPO("JepaPolicy", make_env(), policy_kwargs=kwargs, **SMALL_PPO)
+        model.learn(32)
+        model.train()
+        scalars.append(model.policy.gauges["shared"].scalars())
+    gradients = [{name for name in one if "gradient" in name} for one in scalars]
+    assert gradients == [{"rl_gradient_norm"}, {"rl_gradient_norm", "jepa_gradient_norm", "gradient_cosine"}]
+
+
 @pytest.mark.parametrize("objective_for", ["actor", "critic", "both"])
 def test_beside_ppo_with_separate_encoders(objective_for):
     policy_kwargs = dict(
