@@ -18,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_jepa import A2C, PPO, JepaCallback, JepaExtractor, JepaPolicy, MaskablePPO, RecurrentPPO
+from sb3_jepa import A2C, PPO, JepaCallback, JepaExtractor, JepaPolicy, MaskablePPO, RecurrentPPO, Salt
 from sb3_jepa.parts.ranks import average_gradients
 from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO, FakeEnv, make_counting_env
 
@@ -155,7 +155,22 @@ def compare(folder: pathlib.Path, rank: int) -> None:
         model = make_model_to_compare(name, N_RANKS)
         np.random.seed(rank)
         compared[name] = train_on_one_rollout(model, slice(rank * n_envs, (rank + 1) * n_envs))
-    th.save(dict(said=said, averaged=averaged, compared=compared, trained=train(folder, rank)), folder / f"{rank}.pt")
+    seen = dict(said=said, averaged=averaged, compared=compared, masked=train_masked(), trained=train(folder, rank))
+    th.save(seen, folder / f"{rank}.pt")
+
+
+def train_masked() -> dict:
+    """The ranks begin with different teachers, and draw different masks."""
+    env = make_env()
+    kwargs = dict(teacher=JepaExtractor(env.observation_space, **SMALL_EXTRACTOR), predictor_dim=8)
+    policy_kwargs = dict(SMALL_POLICY, objective_class=Salt, objective_kwargs=kwargs)
+    model = PPO(JepaPolicy, env, policy_kwargs=policy_kwargs, **SMALL_PPO)
+    model.learn(64)
+    gauge = model.policy.gauges["shared"]
+    # Of one update, for those of rank 0 alone are logged, and forgotten
+    gauge.reset()
+    model.train()
+    return dict(policy=model.policy.state_dict(), means=gauge.means())
 
 
 def train(folder: pathlib.Path, rank: int) -> dict:

@@ -122,6 +122,14 @@ def test_ranks_stay_equal_and_see_different_things(of_ranks):
     assert (one["seeds"], other["seeds"]) == ([7, 8], [9, 10])
 
 
+def test_masked_prediction_has_one_teacher_and_one_loss(of_ranks):
+    one, other = (of_rank["masked"] for of_rank in of_ranks[0])
+    for name, value in one["policy"].items():
+        assert th.equal(value, other["policy"][name]), name
+    assert any("target_encoder" in name for name in one["policy"])
+    assert one["means"]["prediction_loss"] == pytest.approx(other["means"]["prediction_loss"], rel=1e-5)
+
+
 def test_ranks_agree_when_to_stop(of_ranks):
     one, other = (of_rank["trained"] for of_rank in of_ranks[0])
     # Four rollouts were learned from, in 20 epochs each if nothing stops them

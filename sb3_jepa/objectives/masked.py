@@ -12,6 +12,7 @@ from sb3_jepa.objectives.objective import Momentum, Objective
 from sb3_jepa.objectives.output import ObjectiveInput
 from sb3_jepa.parts.masks import BlockMasks, SubsetMasks
 from sb3_jepa.parts.predictors import MaskedPredictor
+from sb3_jepa.parts.ranks import join_batches
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
 from sb3_jepa.parts.token_selection import take_places
 from sb3_jepa.parts.tokenizers import StandardizedPatchTokenizer, n_inputs
@@ -216,7 +217,9 @@ class MaskedPrediction(Objective):
             weight = weight.expand_as(prediction)
             errors = LOSSES[self.prediction_loss](prediction, target, reduction="none")
             losses.append((errors * weight).sum() / weight.sum().clamp(min=1.0))
-        return th.stack(losses).mean(), None, None, {}
+        # The mean over the ranks, for the logger. The gradient stays that of each rank's own.
+        (joined,) = join_batches(th.stack(losses))
+        return joined.mean(), None, None, {}
 
     def _weights(self, batch: ObjectiveInput) -> th.Tensor | None:
         """0 for what is no target, ``(batch or 1, tokens, target_dim or 1)``; None if all is one."""
