@@ -259,7 +259,10 @@ class Pretraining:
         n_inputs = self.encoder.n_inputs_to_measure
         if n_inputs > 0:
             chosen = np.random.default_rng(self.settings["seed"]).permutation(rows)[:n_inputs]
-            self.encoder.measure_inputs(load(np.sort(chosen)))
+            # Each several times, if there are fewer: a model that takes the encoder would measure the rest, and change
+            # what it sees
+            n_times = -(-n_inputs // len(chosen))
+            self.encoder.measure_inputs(load(np.sort(np.tile(chosen, n_times))))
             self.objective.target_encoder.copy_buffers(self.encoder)
 
     def run(self, load: Any, rows: np.ndarray, progress_bar: bool, verbose: int) -> None:

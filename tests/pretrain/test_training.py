@@ -308,6 +308,18 @@ def test_fewer_observations_than_a_minibatch(tmp_path):
     assert len(rows_of(tmp_path)) == 4
 
 
+def test_fewer_observations_than_the_statistics_want(tmp_path):
+    recordings = make_recordings(4, 5)
+    encoder = read_encoder(pretrain(recordings, tmp_path, **SMALL))
+    rows, _ = recordings.split(0.1, seed=0)
+    (statistics,) = encoder.standardizations
+    assert len(rows) < EXTRACTOR["standardize_frames"]
+    assert statistics.mean.numpy() == pytest.approx(recordings.observations[rows].mean(axis=0), abs=1e-4)
+    assert statistics.deviation.numpy() == pytest.approx(recordings.observations[rows].std(axis=0), rel=1e-4)
+    # A model that learns on measures nothing else
+    assert encoder.n_inputs_to_measure == 0
+
+
 def test_labels_are_what_the_probe_reads(tmp_path):
     recordings = make_recordings(40)
     # One column can be read, and noise cannot
