@@ -10,6 +10,18 @@ from torch import nn
 from sb3_jepa.parts.versions import Versions
 
 
+def id_of(module: nn.Module) -> str:
+    """
+    :param module: Any
+    :return: Eight hexadecimal digits that tell it from others: a digest of its parameters and buffers
+    """
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
 class TargetEncoder(nn.Module):
     """
     An encoder that gives targets: without gradient, and always in evaluation mode. This one stays as it is (a *frozen
@@ -59,12 +71,8 @@ class TargetEncoder(nn.Module):
 
     @property
     def id(self) -> str:
-        """Eight hexadecimal digits that tell it from others: a digest of its parameters and buffers."""
-        digest = hashlib.sha256()
-        for name, value in self.encoder.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:8]
+        """Eight hexadecimal digits that tell it from others, see :func:`id_of`."""
+        return id_of(self.encoder)
 
 
 class MomentumEncoder(TargetEncoder):

@@ -11,8 +11,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 
 from sb3_jepa.buffers import by_key, unkeyed
+from sb3_jepa.parts.targets import id_of
 from sb3_jepa.pretrain.folders import RecordingWriter
 from sb3_jepa.pretrain.recordings import Recordings
 from sb3_jepa.runs import find_model, load_model
@@ -56,7 +58,7 @@ def record_env(
         settings = dict(
             env=_env_name(vec_env),
             n_envs=vec_env.num_envs,
-            policy="random" if model is None else type(model).__name__,
+            policy="random" if model is None else _policy_name(model),
             seed=seed,
         )
         writer = RecordingWriter(vec_env.observation_space, n_steps, folder, settings)
@@ -128,6 +130,12 @@ def _wrap(env: Any) -> VecEnv:
 def _env_name(env: VecEnv) -> str:
     spec = env.get_attr("spec", 0)[0] if env.has_attr("spec") else None
     return type(env.unwrapped).__name__ if spec is None else spec.id
+
+
+def _policy_name(model: Any) -> str:
+    """Two models of one class act differently."""
+    policy = getattr(model, "policy", None)
+    return f"{type(model).__name__} {id_of(policy)}" if isinstance(policy, nn.Module) else type(model).__name__
 
 
 def _check_fit(model: Any, env: VecEnv) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from sb3_jepa.extractors import JepaExtractor, preprocess
 from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
-from sb3_jepa.parts.targets import TargetEncoder
+from sb3_jepa.parts.targets import id_of
 from sb3_jepa.pretrain.collection import check_progress_bar
 from sb3_jepa.pretrain.encoder_files import find_encoder_file, write_pretrained
 from sb3_jepa.pretrain.readers import is_env, read
@@ -197,7 +197,7 @@ def read_into(
 def _readable(value: Any) -> Any:
     """Settings as JSON knows them, to be compared and read."""
     if isinstance(value, nn.Module):
-        return f"{type(value).__name__} {TargetEncoder(value).id}"
+        return f"{type(value).__name__} {id_of(value)}"
     if isinstance(value, dict):
         return {str(key): _readable(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -366,7 +366,7 @@ class Pretraining:
 
     def _write_encoder(self, result: nn.Module, measured: dict[str, float]) -> None:
         about = dict(
-            id=TargetEncoder(result).id,
+            id=id_of(result),
             objective_class=self.settings["objective_class"],
             n_updates=self.n_done,
             criterion=self.criterion,

@@ -155,6 +155,12 @@ def test_a_model_acts(tmp_path):
     assert np.array_equal(seen[0], seen[1])
     assert np.array_equal(seen[0], seen[2])
     assert not np.array_equal(seen[0], seen[3])
+    # Of a folder, it is known which model has acted
+    for _ in range(2):
+        record(env, 50, tmp_path / "recordings", policy=model)
+    other = PPO("MlpPolicy", env, seed=1, device="cpu")
+    with pytest.raises(ValueError, match=r"policy is 'PPO [0-9a-f]{8}' there and 'PPO [0-9a-f]{8}' here"):
+        record(env, 50, tmp_path / "recordings", policy=other)
     with pytest.raises(ValueError, match=r"`policy` must have the observation_space of `env`"):
         record("Acrobot-v1", 20, policy=model)
     with pytest.raises(ValueError, match=r"`policy` must have the action_space of `env`"):
