@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from gymnasium import spaces
@@ -26,6 +27,11 @@ def array_name(key: str) -> str:
     :return: The name of its array in a file, and of its file in a folder
     """
     return f"observations.{key}" if key else "observations"
+
+
+def _file_name(name: str) -> str:
+    # Keys such as "robot/joints" name no folder
+    return f"{quote(name, safe=' ')}.npy"
 
 
 class RecordingWriter:
@@ -94,7 +100,7 @@ class RecordingWriter:
     def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         if self.folder is None:
             return np.empty((self.n_rows, *shape), dtype)
-        path = str(self.folder / f"{name}.npy")
+        path = str(self.folder / _file_name(name))
         if self.n_written > 0:
             return np.lib.format.open_memmap(path, mode="r" if self.is_complete else "r+")
         return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(self.n_rows, *shape))
@@ -175,7 +181,8 @@ def read_folder(folder: pathlib.Path) -> Recordings:
             f"{folder} is not complete: it holds {n_rows} of {info['n_rows']} rows", UserWarning, stacklevel=3
         )
     space = space_from_json(info["observation_space"])
-    arrays = {key: np.load(folder / f"{array_name(key)}.npy", mmap_mode="r")[:n_rows] for key in spaces_by_key(space)}
+    files = {key: folder / _file_name(array_name(key)) for key in spaces_by_key(space)}
+    arrays = {key: np.load(file, mmap_mode="r")[:n_rows] for key, file in files.items()}
     return Recordings(space, unkeyed(arrays), np.load(folder / "episodes.npy", mmap_mode="r")[:n_rows])
 
 

@@ -72,6 +72,17 @@ def test_arrays_of_a_folder_are_mapped(tmp_path):
     assert np.array_equal(in_memory.episodes, recordings.episodes)
 
 
+def test_a_key_may_look_like_a_path(tmp_path):
+    env = FakeEnv(spaces.Dict({"robot/joints": spaces.Box(-1, 1, (3,)), "../%2F": spaces.Discrete(3)}))
+    folder = tmp_path / "folder"
+    recordings = record(env, 20, folder)
+    assert {key: array.shape for key, array in recordings.observations.items()} == {
+        "robot/joints": (20, 3),
+        "../%2F": (20,),
+    }
+    assert {path.parent for path in tmp_path.rglob("*.npy")} == {folder}
+
+
 def test_an_interruption_loses_one_interval_and_repeats_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "SAVE_FREQ", 50)
     n_saved = []
