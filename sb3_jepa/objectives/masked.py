@@ -107,9 +107,12 @@ class MaskedPrediction(Objective):
                 f"`target_transform_kwargs` need a `target_transform_class`, got {dict(target_transform_kwargs)} alone"
             )
         transformer = _transformer(encoder)
-        target_encoder: TargetEncoder = MomentumEncoder(encoder)
-        if target != "momentum":
-            target_encoder = TargetEncoder(nn.Identity() if teacher is None else teacher)
+        target_encoder, target_dim = None, transformer.embed_dim
+        if teacher is not None:
+            _check_teacher(_transformer(teacher), transformer)
+            target_encoder, target_dim = TargetEncoder(teacher), _transformer(teacher).embed_dim
+        elif target == "input":
+            target_encoder = TargetEncoder(nn.Identity())
         super().__init__(
             encoder,
             embed_dim,
@@ -127,10 +130,6 @@ class MaskedPrediction(Objective):
         families = [mask_kwargs] if isinstance(mask_kwargs, Mapping) else list(mask_kwargs) or [{}]
         masks_class = BlockMasks if has_patches else SubsetMasks
         self.masks = [masks_class(grid, **kwargs) for kwargs in families]
-        target_dim = transformer.embed_dim
-        if teacher is not None:
-            _check_teacher(_transformer(teacher), transformer)
-            target_dim = _transformer(teacher).embed_dim
         has_input = None
         if target == "input":
             widths = th.tensor(n_inputs(transformer.tokenizer))

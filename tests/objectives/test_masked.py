@@ -293,6 +293,7 @@ def test_the_method_says_which_loss_can_be_compared():
         (VECTOR, {}, dict(target="future"), r"`target` must be one of .*'future'"),
         (VECTOR, {}, dict(target="frozen"), "needs an encoder as `teacher`"),
         (VECTOR, {}, dict(teacher=JepaExtractor(VECTOR, **SMALL)), "no other target takes one"),
+        (VECTOR, {}, dict(target="frozen", teacher="runs/teacher"), r"needs a sb3_jepa\.JepaExtractor, got str"),
         (VECTOR, {}, dict(prediction_loss="l3"), r"`prediction_loss` must be one of .*'l3'"),
         (VECTOR, {}, dict(target_transform_class=NeighborAggregation), "needs the patches of an image"),
         (IMAGE, {}, dict(target="input", target_transform_class=NeighborAggregation), "for the tokens of an encoder"),
