@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 from importlib.util import find_spec
 from typing import Any
 
@@ -56,8 +57,8 @@ def pretrain(
     :func:`~sb3_jepa.load_encoder`, to be frozen or to learn on.
 
     All that it needs to go on after an interruption is in its folder, and the same call does that; it then ends where
-    it would have ended without. Beside that, ``progress.csv`` and TensorBoard's files are there, with the curves under
-    ``jepa/``.
+    it would have ended without. (The recording of an environment goes on with new episodes.) Beside that,
+    ``progress.csv`` and TensorBoard's files are there, with the curves under ``jepa/``.
 
     :param source: Where the observations are from: what :func:`~sb3_jepa.pretrain.read` takes, such as an environment
         or its ID (then say ``n_steps``), a replay or rollout buffer, a file, a Minari data set
@@ -202,7 +203,10 @@ def _readable(value: Any) -> Any:
         return {str(key): _readable(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_readable(one) for one in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else getattr(value, "__name__", str(value))
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    # Schedules are elsewhere in memory when a training goes on
+    return getattr(value, "__name__", re.sub(" at 0x[0-9a-f]+", "", str(value)))
 
 
 class Pretraining:

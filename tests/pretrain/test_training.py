@@ -150,6 +150,18 @@ def test_what_is_finished_is_not_done_again(monkeypatch, tmp_path):
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
 
 
+def test_schedules_are_the_same_wherever_they_are_in_memory(tmp_path):
+    class Schedule:
+        def __call__(self, progress_remaining: float) -> float:
+            return 1.0 - 0.01 * progress_remaining
+
+    schedules = [Schedule(), Schedule()]
+    for schedule in schedules:
+        kwargs = dict(SMALL, objective_kwargs=dict(SMALL["objective_kwargs"], momentum=schedule))
+        pretrain(make_recordings(), tmp_path, **kwargs)
+    assert len(rows_of(tmp_path)) == 4
+
+
 def test_an_environment_is_recorded_in_the_folder(tmp_path):
     env = make_vec_env(lambda: FakeEnv(SPACE), n_envs=2)
     pretrain(env, tmp_path, n_steps=60, **SMALL)
