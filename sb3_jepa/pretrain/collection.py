@@ -2,10 +2,14 @@
 
 import os
 import pathlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
@@ -65,7 +69,9 @@ def record_env(
         if not writer.is_complete:
             bar = callbacks.tqdm(total=n_steps, initial=writer.n_written) if progress_bar else None
             try:
-                _collect(vec_env, model, seed + writer.n_written, writer, bar)
+                # That so many rows were written before makes it the seed of other episodes
+                with _random_numbers(seed + writer.n_written, vec_env):
+                    _collect(vec_env, model, writer, bar)
             finally:
                 if bar is not None:
                     bar.close()
@@ -86,12 +92,23 @@ def check_progress_bar(progress_bar: bool) -> None:
         )
 
 
-def _collect(env: VecEnv, model: Any, seed: int, writer: RecordingWriter, bar: Any) -> None:
-    # That so many rows were written before makes it the seed of other episodes
-    env.seed(seed)
-    env.action_space.seed(seed)
-    if model is not None:
+@contextmanager
+def _random_numbers(seed: int, env: VecEnv) -> Iterator[None]:
+    """What environments and a model draw; what runs beside it keeps its own random numbers."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    # PyTorch seeds all devices at once
+    with th.random.fork_rng(devices=list(range(th.cuda.device_count()))):
         set_random_seed(seed)
+        env.seed(seed)
+        env.action_space.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def _collect(env: VecEnv, model: Any, writer: RecordingWriter, bar: Any) -> None:
     observations: Any = env.reset()
     state, starts = None, np.ones(env.num_envs, dtype=bool)
     episodes = writer.next_episode + np.arange(env.num_envs)

@@ -45,7 +45,7 @@ def test_through_rendered_frames_and_a_policy_acts(tmp_path):
     run("CartPole-v1", "--out", tmp_path / "a", "--method", "i-jepa", "--pixels", "--n-steps", "80", "--n-envs", "1")
     assert read_encoder(tmp_path / "a").encoder.token_shape == (1, 4, 6)
     run("CartPole-v1", "--out", tmp_path / "b", "--method", "i-jepa", "--n-steps", "40", "--policy", tmp_path / "model")
-    assert json.loads((tmp_path / "b" / "recordings" / "recording.json").read_text())["policy"] == "PPO"
+    assert json.loads((tmp_path / "b" / "recordings" / "recording.json").read_text())["policy"].startswith("PPO ")
 
 
 def test_salt_in_two_stages_and_with_a_teacher_that_exists(tmp_path):

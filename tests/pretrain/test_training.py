@@ -171,10 +171,13 @@ def test_an_environment_is_recorded_in_the_folder(tmp_path):
 
 
 def test_random_numbers_of_others_are_untouched(tmp_path):
+    env = make_vec_env(lambda: FakeEnv(SPACE), n_envs=2)
+    model = stable_baselines3.PPO("MlpPolicy", env, device="cpu", n_steps=8)
     th.manual_seed(7)
     np.random.seed(7)
     before, numpy_before = th.get_rng_state(), np.random.get_state()[1].copy()
-    pretrain(make_recordings(), tmp_path, **SMALL)
+    pretrain(make_recordings(), tmp_path / "recordings", **SMALL)
+    pretrain(env, tmp_path / "env", n_steps=40, policy=model, **SMALL)
     assert th.equal(th.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
 
