@@ -140,4 +140,3 @@ def test_dmt_is_compared(run_main):
     # One encoder, whose tokens are the targets of the one, and a mean of neighbours those of the other
     assert untrained[0]["token_gap"] == untrained[1]["token_gap"] == untrained[0]["target_gap"]
     assert float(untrained[1]["target_gap"]) != float(untrained[0]["target_gap"])
-    assert run_main("textures", *arguments, file="textures.csv") == rows
