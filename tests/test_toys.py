@@ -114,6 +114,8 @@ def test_salt_is_compared_and_what_is_finished_is_not_run_again(run_main):
 
 
 def test_states_are_those_of_the_observations(script, tmp_path):
+    pytest.importorskip("pandas")
+    pytest.importorskip("matplotlib")
     salt = script("salt")
     task = salt.cartpole(60, tmp_path / "cartpole.npz")
     again = salt.cartpole(60, tmp_path / "cartpole.npz")
