@@ -150,13 +150,12 @@ def make_model(arm: str, env: VecEnv, seed: int, n_updates: int, recordings: Rec
     env = VecNormalize(env, norm_obs=False)
     if arm in ("zeros", "flags"):
         return PPO("MlpPolicy", env, **kwargs)
-    extractor_kwargs = dict(EXTRACTOR, output="flat" if arm.endswith("flat") else "class_token")
+    output = "flat" if arm.endswith("flat") else "class_token"
+    extractor_kwargs = dict(EXTRACTOR, output=output, frozen=arm == "untrained-flat")
     policy_kwargs: dict[str, Any] = dict(features_extractor_kwargs=extractor_kwargs)
     if arm == "objective":
         policy_kwargs.update(objective_class=TJepa, objective_kwargs=PREDICTOR)
     model = PPO("JepaPolicy", env, policy_kwargs=policy_kwargs, **kwargs)
-    if arm == "untrained-flat":
-        model.policy.features_extractor.freeze()
     if arm in PRETRAINED:
         path = pretrain(
             recordings,
