@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--arms", nargs="+", choices=LABELS, default=list(LABELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=600, help="of each pretraining (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=400, help="of each pretraining (default: %(default)s)")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/pretraining/tables"), help="encoders")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/pretraining"), help="results")
     arguments = parser.parse_args()
