@@ -198,7 +198,8 @@ def report(rows: list[dict[str, str]], out: pathlib.Path) -> str:
                 axes.bar(index, values[column].mean(), color=f"C{index}", alpha=0.4)
         for axes, column in zip(axes_of_table, ("accuracy_flat", "accuracy_mean"), strict=True):
             axes.set_title(f"{table}: {METRICS[column]}", fontsize="medium")
-            axes.set_ylim(bottom=0.5)
+            axes.set_xlim(-0.6, len(arms) - 0.4)
+            axes.set_ylim(0.75, 1.01)
             axes.set_xticks([])
         axes_of_table[1].set_xticks(range(len(arms)), [LABELS[arm] for arm in arms], rotation=90, fontsize="small")
     figure.savefig(out / "tables.png", dpi=80)
