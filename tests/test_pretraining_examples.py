@@ -78,7 +78,7 @@ def test_missing_sensors(load_script, monkeypatch, tmp_path):
     monkeypatch.setitem(missing_sensors.EXTRACTOR, "standardize_frames", 64)
     monkeypatch.setitem(missing_sensors.PPO_KWARGS, "n_steps", 16)
     arguments = ("--timesteps", 400, "--updates", 2, "--episodes", 1, "--seeds", 0, "--folder", tmp_path / "encoders")
-    arms = ("--arms", "flags", "objective", "finetuned", "frozen-flat")
+    arms = ("--arms", "flags", "objective", "finetuned", "frozen-flat", "untrained-flat")
     run_script(missing_sensors, *arguments, *arms, "--out", tmp_path, monkeypatch=monkeypatch)
     rows = read_rows(tmp_path / "missing_sensors.csv")
     assert [row["arm"] for row in rows] == list(arms[1:])
