@@ -26,7 +26,7 @@ def run_main(script, monkeypatch, tmp_path):
 
     def run(name: str, *arguments: str, file: str) -> list[dict[str, str]]:
         results = tmp_path / "results"
-        paths = ("--folder", str(tmp_path / "runs"), "--results", str(results))
+        paths = ("--folder", str(tmp_path / "runs"), "--out", str(results))
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, *paths])
         script(name).main()
         assert (results / f"{name}.png").stat().st_size > 5_000

@@ -20,9 +20,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import gymnasium as gym
 import numpy as np
 import torch as th
+from experiments import FinishedRuns, markdown_table, values_of
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation
-from rows import Rows, markdown_table, values_of
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -248,14 +248,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     th.set_num_threads(1)
-    rows = Rows(arguments.out / "missing_sensors.csv", ("arm", "seed", "timesteps"))
+    runs = FinishedRuns(arguments.out / "missing_sensors.csv", ("arm", "seed", "timesteps"))
     for seed in arguments.seeds:
         for arm in arguments.arms:
-            if not rows.is_finished(arm=arm, seed=seed, timesteps=arguments.timesteps):
+            if not runs.has(arm=arm, seed=seed, timesteps=arguments.timesteps):
                 row = run(arm, seed, arguments.timesteps, arguments.updates, arguments.episodes, arguments.folder)
-                rows.append(row)
-                print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
-    finished = [row for row in rows.read() if row["timesteps"] == str(arguments.timesteps)]
+                runs.add(**row)
+    finished = [row for row in runs.rows if row["timesteps"] == str(arguments.timesteps)]
     print(report(finished, arguments.out))
 
 

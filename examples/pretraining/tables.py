@@ -20,8 +20,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch as th
+from experiments import FinishedRuns, markdown_table, values_of
 from gymnasium import spaces
-from rows import Rows, markdown_table, values_of
 
 try:
     import matplotlib
@@ -229,16 +229,14 @@ def main() -> None:
     th.set_num_threads(1)
     # 1,024 rows are more than some tables have
     warnings.filterwarnings("ignore", message="The .* observations that the input statistics still lack")
-    rows = Rows(arguments.out / "tables.csv", ("table", "arm", "seed", "updates"))
+    runs = FinishedRuns(arguments.out / "tables.csv", ("table", "arm", "seed", "updates"))
     for seed in arguments.seeds:
         for table in arguments.tables:
             for arm in arguments.arms:
                 settings = dict(table=table, arm=arm, seed=seed)
-                if not rows.is_finished(**settings, updates=arguments.updates):
-                    row = run(**settings, n_updates=arguments.updates, folder=arguments.folder)
-                    rows.append(row)
-                    print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
-    finished = [row for row in rows.read() if row["updates"] == str(arguments.updates)]
+                if not runs.has(**settings, updates=arguments.updates):
+                    runs.add(**run(**settings, n_updates=arguments.updates, folder=arguments.folder))
+    finished = [row for row in runs.rows if row["updates"] == str(arguments.updates)]
     print(report(finished, arguments.out))
 
 
