@@ -167,9 +167,9 @@ def test_scalars_are_means_over_one_update(pixel_cartpole, tmp_path):
     model.set_logger(configure(str(tmp_path), ["tensorboard"]))
     forward, losses, embeddings = model.policy.objective.forward, [], []
 
-    def spy(embedding, *args):
-        output = forward(embedding, *args)
-        embeddings.append(embedding.detach())
+    def spy(batch):
+        output = forward(batch)
+        embeddings.append(batch.embedding.detach())
         losses.append(output.terms["prediction_loss"].item())
         return output
 

@@ -78,7 +78,7 @@ def test_missing_sensors(load_script, monkeypatch, tmp_path):
     monkeypatch.setitem(missing_sensors.EXTRACTOR, "standardize_frames", 64)
     monkeypatch.setitem(missing_sensors.PPO_KWARGS, "n_steps", 16)
     arguments = ("--timesteps", 400, "--updates", 2, "--episodes", 1, "--seeds", 0, "--folder", tmp_path / "encoders")
-    arms = ("--arms", "flags", "objective", "finetuned", "frozen-flat")
+    arms = ("--arms", "flags", "objective", "finetuned", "frozen-flat", "untrained-flat")
     run_script(missing_sensors, *arguments, *arms, "--out", tmp_path, monkeypatch=monkeypatch)
     rows = read_rows(tmp_path / "missing_sensors.csv")
     assert [row["arm"] for row in rows] == list(arms[1:])
@@ -124,3 +124,19 @@ def test_what_is_missing_is_the_mean_for_a_network_that_knows_none(load_script):
     with_flags = missing_sensors.Zeros(env, mean, deviation, with_flags=True)
     assert np.array_equal(with_flags.observation(observation), [2.0, 0.0, 0.0, 1.0])
     assert with_flags.observation_space.shape == (4,)
+
+
+@pytest.mark.expensive
+def test_cartpole(load_script, monkeypatch, tmp_path):
+    cartpole = load_script("cartpole")
+    arguments = ("--timesteps", 2_000, "--recorded", 500, "--updates", 2, "--seeds", 0, "--out", tmp_path)
+    arms = ("--folder", tmp_path / "runs", "--arms", "scratch", "salt, frozen")
+    run_script(cartpole, *arguments, *arms, monkeypatch=monkeypatch)
+    rows = read_rows(tmp_path / "cartpole.csv")
+    assert [row["arm"] for row in rows] == ["scratch", "salt, frozen"]
+    assert all(8 < float(row["return_at_end"]) <= 500 for row in rows)
+    # What was recorded counts
+    first_steps = [int(row["curve"].split(":")[0]) for row in rows]
+    assert first_steps[1] == 500 + 1_024
+    assert all(name in (tmp_path / "cartpole.md").read_text() for name in ("scratch", "salt, frozen"))
+    assert (tmp_path / "cartpole.png").stat().st_size > 5_000

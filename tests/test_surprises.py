@@ -144,7 +144,7 @@ def test_transitions_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"'shared'.*'critic'"):
         surprise(model, observations, actions, next_observations, encoder="critic")
     stock, _ = make_model("alternating", make_env())
-    with pytest.raises(ValueError, match=r"no predictor.*JepaCallback"):
+    with pytest.raises(ValueError, match=r"no JEPA objective.*JepaCallback"):
         surprise(stock, observations, actions, next_observations)
 
 

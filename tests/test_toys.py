@@ -26,7 +26,7 @@ def run_main(script, monkeypatch, tmp_path):
 
     def run(name: str, *arguments: str, file: str) -> list[dict[str, str]]:
         results = tmp_path / "results"
-        paths = ("--folder", str(tmp_path / "runs"), "--results", str(results))
+        paths = ("--folder", str(tmp_path / "runs"), "--out", str(results))
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, *paths])
         script(name).main()
         assert (results / f"{name}.png").stat().st_size > 5_000
@@ -114,6 +114,8 @@ def test_salt_is_compared_and_what_is_finished_is_not_run_again(run_main):
 
 
 def test_states_are_those_of_the_observations(script, tmp_path):
+    pytest.importorskip("pandas")
+    pytest.importorskip("matplotlib")
     salt = script("salt")
     task = salt.cartpole(60, tmp_path / "cartpole.npz")
     again = salt.cartpole(60, tmp_path / "cartpole.npz")
@@ -140,4 +142,3 @@ def test_dmt_is_compared(run_main):
     # One encoder, whose tokens are the targets of the one, and a mean of neighbours those of the other
     assert untrained[0]["token_gap"] == untrained[1]["token_gap"] == untrained[0]["target_gap"]
     assert float(untrained[1]["target_gap"]) != float(untrained[0]["target_gap"])
-    assert run_main("textures", *arguments, file="textures.csv") == rows

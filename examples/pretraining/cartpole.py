@@ -3,12 +3,11 @@
     python examples/pretraining/cartpole.py --seeds 0 1 2
 
 For each seed a random policy is recorded once, and each method pretrains an encoder on that. The recorded steps count:
-the curve of a pretrained encoder begins where they end. Each run is a row of results/cartpole.csv and a curve in
-results/cartpole_curves.csv; what is there already is not run again, and a pretraining that was cut off goes on.
+the curve of a pretrained encoder begins where they end. Each run is a row of cartpole.csv, its curve of "steps:return"
+included; what is there already is not run again, and a pretraining that was cut off goes on.
 """
 
 import argparse
-import csv
 import os
 import pathlib
 import time
@@ -22,6 +21,7 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 import numpy as np
 import torch as th
+from experiments import FinishedRuns, markdown_table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -29,8 +29,7 @@ from sb3_jepa import PPO, DmtJepa, JepaPolicy, MaskedPrediction, load_encoder, p
 from sb3_jepa.envs import make_pixel_vec_env
 from sb3_jepa.pretrain import record_env
 
-RESULTS = pathlib.Path(__file__).parent / "results"
-FIELDS = ["arm", "seed", "return_halfway", "return_at_end", "steps_to_100", "pretraining_seconds", "ppo_seconds"]
+KEYS = ("arm", "seed")
 METHODS = ("i-jepa", "salt", "dmt-jepa")
 # Each use of a pretrained encoder, after the arm that is the same without pretraining
 ARMS = ["scratch", *(f"{method}, fine-tuned" for method in METHODS)]
@@ -84,12 +83,12 @@ def pretrained(method: str, seed: int, n_recorded: int, n_updates: int, folder: 
     return pretrain(recordings, folder / method, objective_class, **kwargs)
 
 
-def run(arm: str, seed: int, options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[int, float]]]:
+def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """
     :param arm: Of ``ARMS``
     :param seed: Seed
     :param options: The command line's
-    :return: A row of the results, and the curve
+    :return: A row of the results
     """
     th.set_num_threads(1)
     method, _, use = arm.partition(", ")
@@ -110,7 +109,7 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> tuple[dict[str, Any
     model.learn(options.timesteps - n_recorded, callback=curve)
     points = [(steps + n_recorded, value) for steps, value in curve.points]
     reached = [steps for steps, value in points if value >= 100]
-    row = dict(
+    return dict(
         arm=arm,
         seed=seed,
         return_halfway=round(next(value for steps, value in points if steps >= options.timesteps / 2), 1),
@@ -118,19 +117,8 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> tuple[dict[str, Any
         steps_to_100=reached[0] if reached else "",
         pretraining_seconds=round(seconds),
         ppo_seconds=round(time.perf_counter() - start),
+        curve=" ".join(f"{steps}:{value:.1f}" for steps, value in points),
     )
-    return row, points
-
-
-def append(path: pathlib.Path, fields: list[str], rows: list[dict[str, Any]]) -> None:
-    """Add rows to a table, which is made if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def spread(values: list[float]) -> str:
@@ -140,30 +128,25 @@ def spread(values: list[float]) -> str:
 
 def write_report(folder: pathlib.Path) -> None:
     """
-    :param folder: With the two tables of the results. A table in words and a figure are added.
+    :param folder: With the results. A table to read and a figure are added.
     """
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    with (folder / "cartpole.csv").open(newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: (ARMS.index(row["arm"]), int(row["seed"])))
-    with (folder / "cartpole_curves.csv").open(newline="") as file:
-        points = list(csv.DictReader(file))
-    lines = ["| encoder | return halfway | return at the end | steps to a return of 100 |", "|---|---|---|---|"]
+    runs = FinishedRuns(folder / "cartpole.csv", KEYS).rows
+    rows = sorted(runs, key=lambda row: (ARMS.index(row["arm"]), int(row["seed"])))
+    lines = []
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for arm in dict.fromkeys(row["arm"] for row in rows):
         of_arm = [row for row in rows if row["arm"] == arm]
         reached = ", ".join(row["steps_to_100"] or "never" for row in of_arm)
         halfway, end = ([float(row[f"return_{when}"]) for row in of_arm] for when in ("halfway", "at_end"))
-        lines.append(f"| {arm} | {spread(halfway)} | {spread(end)} | {reached} |")
-        curves = []
-        for row in of_arm:
-            own = [point for point in points if (point["arm"], point["seed"]) == (arm, row["seed"])]
-            curves.append([(int(point["timesteps"]), float(point["mean_return"])) for point in own])
+        lines.append([arm, spread(halfway), spread(end), reached])
+        curves = [np.array([point.split(":") for point in row["curve"].split()], dtype=float) for row in of_arm]
         n_points = min(map(len, curves))
-        steps, returns = np.array([curve[:n_points] for curve in curves]).transpose(2, 0, 1)
+        steps, returns = np.stack([curve[:n_points] for curve in curves]).transpose(2, 0, 1)
         is_frozen = arm.endswith("frozen")
         is_baseline = arm in ("scratch", "untrained, frozen")
         (line,) = axes[int(is_frozen)].plot(
@@ -172,7 +155,8 @@ def write_report(folder: pathlib.Path) -> None:
         axes[int(is_frozen)].fill_between(
             steps[0], returns.min(axis=0), returns.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0
         )
-    (folder / "cartpole.md").write_text("\n".join(lines) + "\n")
+    header = ["encoder", "return halfway", "return at the end", "steps to a return of 100"]
+    (folder / "cartpole.md").write_text(markdown_table(header, lines))
     for one, title in zip(axes, ("fine-tuned", "frozen"), strict=True):
         one.set(title=title, xlabel="environment steps, recorded ones included", ylim=(0, None))
         one.legend(loc="upper left")
@@ -190,26 +174,15 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=600, help="of an encoder (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/pretraining/cartpole"))
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/pretraining"), help="results")
     options = parser.parse_args()
 
-    table, curves = options.results / "cartpole.csv", options.results / "cartpole_curves.csv"
-    done = set()
-    if table.exists():
-        with table.open(newline="") as file:
-            done = {(row["arm"], int(row["seed"])) for row in csv.DictReader(file)}
-    missing = [(arm, seed) for seed in options.seeds for arm in options.arms if (arm, seed) not in done]
+    runs = FinishedRuns(options.out / "cartpole.csv", KEYS)
+    missing = [(arm, seed) for seed in options.seeds for arm in options.arms if not runs.has(arm=arm, seed=seed)]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run, arm, seed, options) for arm, seed in missing]
-        for future in futures:
-            row, points = future.result()
-            # The row is the last that is written: it says that the run is finished
-            of_arm = dict(arm=row["arm"], seed=row["seed"])
-            rows = [dict(of_arm, timesteps=steps, mean_return=round(value, 1)) for steps, value in points]
-            append(curves, ["arm", "seed", "timesteps", "mean_return"], rows)
-            append(table, FIELDS, [row])
-            print(row, flush=True)
-    write_report(options.results)
+        for future in [pool.submit(run, arm, seed, options) for arm, seed in missing]:
+            runs.add(**future.result())
+    write_report(options.out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import csv
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,22 +63,42 @@ class FinishedRuns:
         return table
 
 
+def values_of(rows: Iterable[dict[str, str]], column: str, **run: Any) -> np.ndarray:
+    """
+    :param rows: Rows of results
+    :param column: Name of a column of numbers
+    :param run: What the rows must have in other columns
+    :return: The numbers of these rows, one for each seed
+    """
+    return np.array([float(row[column]) for row in rows if all(row[key] == str(one) for key, one in run.items())])
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """
+    :param header: Names of the columns
+    :param lines: The cells of each line
+    :return: The table
+    """
+    cells = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
+
+
 def markdown(table: pd.DataFrame, metrics: Sequence[str]) -> str:
     """
     :param table: Rows with the columns ``arm`` and ``seed``
     :param metrics: Columns to show
     :return: A line for each arm: of each metric the mean, and in brackets what each seed has
     """
-    lines = [f"| arm | {' | '.join(metrics)} |", "|---" * (1 + len(metrics)) + "|"]
+    lines = []
     for arm, rows in table.groupby("arm", sort=False):
-        cells = []
+        cells = [str(arm)]
         for metric in metrics:
             values = rows.sort_values("seed")[metric].dropna()
             digits = 1 if table[metric].abs().max() > 2 else 3
             of_seeds = ", ".join(f"{value:.{digits}f}" for value in values)
             cells.append(f"{values.mean():.{digits}f} ({of_seeds})" if len(values) else "")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(["arm", *metrics], lines)
 
 
 def draw_arms(axes: Axes, table: pd.DataFrame, metric: str, title: str) -> None:

@@ -20,9 +20,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import gymnasium as gym
 import numpy as np
 import torch as th
+from experiments import FinishedRuns, markdown_table, values_of
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation
-from rows import Rows, markdown_table, values_of
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -49,6 +49,7 @@ LABELS = {
     "finetuned": "pretrained by T-JEPA, learns on",
     "frozen": "pretrained by T-JEPA, frozen",
     "frozen-flat": "pretrained by T-JEPA, frozen, all tokens",
+    "untrained-flat": "untrained, frozen, all tokens",
 }
 PRETRAINED = ("finetuned", "frozen", "frozen-flat")
 N_FRAMES, N_ENVS = 4, 8
@@ -149,7 +150,8 @@ def make_model(arm: str, env: VecEnv, seed: int, n_updates: int, recordings: Rec
     env = VecNormalize(env, norm_obs=False)
     if arm in ("zeros", "flags"):
         return PPO("MlpPolicy", env, **kwargs)
-    extractor_kwargs = dict(EXTRACTOR, output="flat" if arm == "frozen-flat" else "class_token")
+    output = "flat" if arm.endswith("flat") else "class_token"
+    extractor_kwargs = dict(EXTRACTOR, output=output, frozen=arm == "untrained-flat")
     policy_kwargs: dict[str, Any] = dict(features_extractor_kwargs=extractor_kwargs)
     if arm == "objective":
         policy_kwargs.update(objective_class=TJepa, objective_kwargs=PREDICTOR)
@@ -187,8 +189,8 @@ def run(arm: str, seed: int, timesteps: int, n_updates: int, n_episodes: int, fo
     start = time.perf_counter()
     is_pretrained = arm in PRETRAINED
     n_recorded = min(N_RECORDED, timesteps // 4) if is_pretrained else N_MEASURED
-    # JepaPolicy measures its inputs, without the recordings, in its own first steps
-    counted = 0 if arm in ("scratch", "objective") else n_recorded
+    # All others measure their inputs in the first steps of the training
+    counted = n_recorded if is_pretrained or arm in ("zeros", "flags") else 0
     probability = PROBABILITIES[1]
     recordings = record_env(make_vec(arm, probability, seed + 100), n_recorded, seed=seed, progress_bar=False)
     model = make_model(arm, make_vec(arm, probability, seed, recordings), seed, n_updates, recordings, folder)
@@ -218,8 +220,8 @@ def report(rows: list[dict[str, str]], out: pathlib.Path) -> str:
         values = [values_of(rows, column, arm=arm) for column in columns]
         cells = [f"{one.mean():.0f} ({', '.join(f'{value:.0f}' for value in one)})" for one in values]
         lines.append([LABELS[arm], *cells])
-        places = np.arange(len(columns)) + (index - (len(arms) - 1) / 2) * 0.12
-        axes.bar(places, [one.mean() for one in values], width=0.11, color=f"C{index}", alpha=0.5, label=LABELS[arm])
+        places = np.arange(len(columns)) + (index - (len(arms) - 1) / 2) * 0.11
+        axes.bar(places, [one.mean() for one in values], width=0.1, color=f"C{index}", alpha=0.5, label=LABELS[arm])
         for place, one in zip(places, values, strict=True):
             axes.scatter([place] * len(one), one, color=f"C{index}", s=12)
     axes.set_xticks(range(len(columns)), [f"{probability:g}" for probability in PROBABILITIES])
@@ -246,14 +248,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     th.set_num_threads(1)
-    rows = Rows(arguments.out / "missing_sensors.csv", ("arm", "seed", "timesteps"))
+    runs = FinishedRuns(arguments.out / "missing_sensors.csv", ("arm", "seed", "timesteps"))
     for seed in arguments.seeds:
         for arm in arguments.arms:
-            if not rows.is_finished(arm=arm, seed=seed, timesteps=arguments.timesteps):
+            if not runs.has(arm=arm, seed=seed, timesteps=arguments.timesteps):
                 row = run(arm, seed, arguments.timesteps, arguments.updates, arguments.episodes, arguments.folder)
-                rows.append(row)
-                print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
-    finished = [row for row in rows.read() if row["timesteps"] == str(arguments.timesteps)]
+                runs.add(**row)
+    finished = [row for row in runs.rows if row["timesteps"] == str(arguments.timesteps)]
     print(report(finished, arguments.out))
 
 

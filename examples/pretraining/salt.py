@@ -376,13 +376,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4_000, help="to learn from (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=5_000, help="of CartPole (default: %(default)s)")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/pretraining/salt"))
-    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("examples/pretraining/results"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/pretraining"), help="results")
     arguments = parser.parse_args()
 
     th.set_num_threads(1)
     n_updates = dict(glyphs=arguments.glyph_updates, cartpole=arguments.cartpole_updates)
-    runs = FinishedRuns(arguments.results / "salt.csv", ("task", "arm", "seed", "updates"))
-    student_runs = FinishedRuns(arguments.results / "salt_students.csv", ("kind", "arm", "seed", "updates"))
+    runs = FinishedRuns(arguments.out / "salt.csv", ("task", "arm", "seed", "updates"))
+    student_runs = FinishedRuns(arguments.out / "salt_students.csv", ("kind", "arm", "seed", "updates"))
     for name in arguments.tasks:
         file = arguments.folder / f"cartpole-{arguments.frames}.npz"
         task = glyphs(arguments.clips) if name == "glyphs" else cartpole(arguments.frames, file)
@@ -396,7 +396,7 @@ def main() -> None:
                 students.run_student(student, n_updates[name], has_teacher=True)
                 if "learning_rate" in STUDENTS[student]:
                     students.run_student(student, n_updates[name], has_teacher=False)
-    print(report(runs, student_runs, arguments.tasks, n_updates, arguments.results))
+    print(report(runs, student_runs, arguments.tasks, n_updates, arguments.out))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch as th
+from experiments import FinishedRuns, markdown_table, values_of
 from gymnasium import spaces
-from rows import Rows, markdown_table, values_of
 
 try:
     import matplotlib
@@ -198,7 +198,8 @@ def report(rows: list[dict[str, str]], out: pathlib.Path) -> str:
                 axes.bar(index, values[column].mean(), color=f"C{index}", alpha=0.4)
         for axes, column in zip(axes_of_table, ("accuracy_flat", "accuracy_mean"), strict=True):
             axes.set_title(f"{table}: {METRICS[column]}", fontsize="medium")
-            axes.set_ylim(bottom=0.5)
+            axes.set_xlim(-0.6, len(arms) - 0.4)
+            axes.set_ylim(0.75, 1.01)
             axes.set_xticks([])
         axes_of_table[1].set_xticks(range(len(arms)), [LABELS[arm] for arm in arms], rotation=90, fontsize="small")
     figure.savefig(out / "tables.png", dpi=80)
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--arms", nargs="+", choices=LABELS, default=list(LABELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=600, help="of each pretraining (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=400, help="of each pretraining (default: %(default)s)")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/pretraining/tables"), help="encoders")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/pretraining"), help="results")
     arguments = parser.parse_args()
@@ -228,16 +229,14 @@ def main() -> None:
     th.set_num_threads(1)
     # 1,024 rows are more than some tables have
     warnings.filterwarnings("ignore", message="The .* observations that the input statistics still lack")
-    rows = Rows(arguments.out / "tables.csv", ("table", "arm", "seed", "updates"))
+    runs = FinishedRuns(arguments.out / "tables.csv", ("table", "arm", "seed", "updates"))
     for seed in arguments.seeds:
         for table in arguments.tables:
             for arm in arguments.arms:
                 settings = dict(table=table, arm=arm, seed=seed)
-                if not rows.is_finished(**settings, updates=arguments.updates):
-                    row = run(**settings, n_updates=arguments.updates, folder=arguments.folder)
-                    rows.append(row)
-                    print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
-    finished = [row for row in rows.read() if row["updates"] == str(arguments.updates)]
+                if not runs.has(**settings, updates=arguments.updates):
+                    runs.add(**run(**settings, n_updates=arguments.updates, folder=arguments.folder))
+    finished = [row for row in runs.rows if row["updates"] == str(arguments.updates)]
     print(report(finished, arguments.out))
 
 

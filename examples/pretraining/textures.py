@@ -211,13 +211,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4_000, help="to learn from (default: %(default)s)")
     parser.add_argument("--updates", type=int, default=300, help="of each arm (default: %(default)s)")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/pretraining/textures"))
-    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("examples/pretraining/results"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/pretraining"), help="results")
     arguments = parser.parse_args()
 
     th.set_num_threads(1)
-    runs = FinishedRuns(arguments.results / "textures.csv", ("arm", "seed", "updates"))
+    runs = FinishedRuns(arguments.out / "textures.csv", ("arm", "seed", "updates"))
     run(arguments.arms, arguments.seeds, arguments.images, arguments.updates, arguments.folder, runs)
-    print(report(runs, arguments.updates, arguments.results))
+    print(report(runs, arguments.updates, arguments.out))
 
 
 if __name__ == "__main__":
