@@ -12,7 +12,17 @@ from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.latent_model import LatentModel
 from sb3_jepa.monitors import PictureCallback, ProbeCallback
 from sb3_jepa.noise import noise_diagnostic
-from sb3_jepa.objectives import DmtJepa, MaskedPrediction, NextLatentPrediction, Salt, SaltTeacher, TJepa
+from sb3_jepa.objectives import (
+    DmtJepa,
+    MaskedPrediction,
+    NextLatentPrediction,
+    Objective,
+    ObjectiveInput,
+    ObjectiveOutput,
+    Salt,
+    SaltTeacher,
+    TJepa,
+)
 from sb3_jepa.policies import JepaPolicy
 from sb3_jepa.pretrain import Recordings, pretrain, pretrain_salt, read_encoder
 from sb3_jepa.replay import FrameDictReplayBuffer, FrameReplayBuffer
@@ -34,6 +44,9 @@ __all__ = [
     "LatentModel",
     "MaskedPrediction",
     "NextLatentPrediction",
+    "Objective",
+    "ObjectiveInput",
+    "ObjectiveOutput",
     "PictureCallback",
     "ProbeCallback",
     "Recordings",

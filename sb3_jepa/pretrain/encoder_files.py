@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import torch as th
 from gymnasium import spaces
 from torch import nn
 
@@ -80,6 +81,10 @@ def read_encoder(path: str | pathlib.Path) -> JepaExtractor:
             f"{path}"
         )
     described = json.loads(description.read_text())
-    encoder = JepaExtractor(space_from_json(described["observation_space"]), **described["features_extractor_kwargs"])
+    # Its parameters are read: whoever draws random numbers beside it does not miss these
+    with th.random.fork_rng(devices=[]):
+        encoder = JepaExtractor(
+            space_from_json(described["observation_space"]), **described["features_extractor_kwargs"]
+        )
     encoder.load_state_dict(read_state(path))
     return encoder.eval()

@@ -316,7 +316,9 @@ class Pretraining:
     def _update(self, observations: Any) -> th.Tensor:
         progress = self.n_done / self.settings["n_updates"]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings["learning_rate"] * _rate(progress, self.settings["warmup"])
+            # In the middle of an update it is never 0
+            middle = progress + 0.5 / self.settings["n_updates"]
+            group["lr"] = self.settings["learning_rate"] * _rate(middle, self.settings["warmup"])
         self.objective.update_momentum(1.0 - progress)
         embedding = self.encoder(observations) if self.objective.regularizes_embedding else None
         output = self.objective(ObjectiveInput(self.encoder, observations, embedding))
