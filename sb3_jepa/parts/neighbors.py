@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_jepa.parts.token_selection import take_places
-from sb3_jepa.parts.transformer import Block
+from sb3_jepa.parts.transformer import Block, check_heads
 
 AGGREGATIONS = ("attention", "mean")
 SELECTIONS = ("similar", "random")
@@ -66,10 +66,7 @@ class NeighborAggregation(nn.Module):
         for name, size in dict(embed_dim=embed_dim, num_heads=num_heads).items():
             if size <= 0:
                 raise ValueError(f"`{name}` must be positive, got {size}")
-        if embed_dim % num_heads != 0:
-            raise ValueError(
-                f"`num_heads` must divide `embed_dim`, got num_heads={num_heads} and embed_dim={embed_dim}"
-            )
+        check_heads(num_heads, embed_dim=embed_dim)
         if aggregation not in AGGREGATIONS:
             raise ValueError(f"`aggregation` must be one of {AGGREGATIONS}, got {aggregation!r}")
         if selection not in SELECTIONS:

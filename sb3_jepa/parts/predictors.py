@@ -6,7 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_jepa.parts.transformer import Block
+from sb3_jepa.parts.transformer import Block, check_heads
 
 
 class ActionConditionedPredictor(nn.Module):
@@ -105,10 +105,7 @@ class MaskedPredictor(nn.Module):
         for name, size in dict(**sizes, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio).items():
             if size <= 0:
                 raise ValueError(f"`{name}` must be positive, got {size}")
-        if predictor_dim % num_heads != 0:
-            raise ValueError(
-                f"`num_heads` must divide `predictor_dim`, got num_heads={num_heads} and predictor_dim={predictor_dim}"
-            )
+        check_heads(num_heads, predictor_dim=predictor_dim)
         n_axes = len(grid)
         if predictor_dim < 2 * n_axes:
             raise ValueError(

@@ -112,6 +112,17 @@ class Block(nn.Module):
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
+def check_heads(num_heads: int, **widths: int) -> None:
+    """
+    :param num_heads: Number of attention heads
+    :param widths: What they have to divide, by its name
+    :raises ValueError: If they do not
+    """
+    for name, width in widths.items():
+        if width % num_heads != 0:
+            raise ValueError(f"`num_heads` must divide `{name}`, got num_heads={num_heads} and {name}={width}")
+
+
 class TokenReadout(nn.Module):
     """
     A number for each token, with weights of its own (``linear_per_feature`` in *T-JEPA*, arXiv 2410.05016).
@@ -176,10 +187,7 @@ class TransformerEncoder(nn.Module):
         for name, size in dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio).items():
             if size <= 0:
                 raise ValueError(f"`{name}` must be positive, got {size}")
-        if embed_dim % num_heads != 0:
-            raise ValueError(
-                f"`num_heads` must divide `embed_dim`, got num_heads={num_heads} and embed_dim={embed_dim}"
-            )
+        check_heads(num_heads, embed_dim=embed_dim)
         if output not in OUTPUTS:
             raise ValueError(f"`output` must be one of {OUTPUTS}, got {output!r}")
         if class_tokens < (output == "class_token"):
