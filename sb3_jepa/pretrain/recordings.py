@@ -1,5 +1,6 @@
 """Observations of episodes, and nothing else: what an encoder is pretrained on."""
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,9 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
+
+# So many observations, spread evenly, tell recordings from others
+ROWS_OF_ID = 256
 
 
 class Recordings:
@@ -43,11 +47,6 @@ class Recordings:
 
     def __len__(self) -> int:
         return len(self.episodes)
-
-    @property
-    def n_episodes(self) -> int:
-        """Number of episodes, or parts of such."""
-        return len(np.unique(self.episodes))
 
     def take(self, rows: np.ndarray) -> Any:
         """
@@ -97,6 +96,16 @@ class Recordings:
         # All are longer than what was asked for
         is_validation = np.isin(self.episodes, chosen or [numbers[np.argmin(n_rows)]])
         return np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
+
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits that tell them from others: a digest of the episodes and of some observations."""
+        digest = hashlib.sha256(self.episodes.tobytes())
+        rows = np.linspace(0, len(self) - 1, min(len(self), ROWS_OF_ID)).astype(np.int64)
+        for key, array in sorted(by_key(self.take(rows)).items()):
+            digest.update(key.encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:8]
 
     def describe(self, rows: np.ndarray | None = None) -> str:
         """

@@ -1,5 +1,6 @@
 """Pretraining of an encoder, from observations alone."""
 
+import hashlib
 import json
 import math
 import pathlib
@@ -110,6 +111,7 @@ def pretrain(
         features_extractor_kwargs=_readable(features_extractor_kwargs),
         observation_space=str(recordings.observation_space),
         n_observations=len(recordings),
+        recordings=recordings.id,
         n_updates=n_updates,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -120,7 +122,7 @@ def pretrain(
         eval_freq=eval_freq,
         criterion=criterion,
         patience=patience,
-        has_labels=labels is not None,
+        labels=None if labels is None else hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()[:8],
         seed=seed,
     )
     space, torch_device = recordings.observation_space, get_device(device)
@@ -140,6 +142,9 @@ def pretrain(
             )
         training = Pretraining(encoder.to(torch_device), objective.to(torch_device), settings, folder)
         training_rows, validation_rows = recordings.split(validation_fraction, seed)
+        training.parts = (
+            f"{recordings.describe(training_rows)} to learn from, {recordings.describe(validation_rows)} put aside"
+        )
         training.validation = Validation(load, training_rows, validation_rows, labels, batch_size, seed)
         training.start(load, training_rows)
         if not training.is_finished:
@@ -220,6 +225,8 @@ class Pretraining:
     """
 
     validation: Validation
+    # What there is to learn from, in words
+    parts: str
 
     def __init__(
         self, encoder: JepaExtractor, objective: MaskedPrediction, settings: dict[str, Any], folder: pathlib.Path
@@ -280,6 +287,7 @@ class Pretraining:
         """
         formats = ["csv", *(["tensorboard"] if find_spec("tensorboard") else []), *(["stdout"] if verbose else [])]
         self.logger = configure(str(self.folder), formats)
+        self.logger.info(self.parts)
         for update, scalars in self.history:
             # TensorBoard's files are never overwritten: it has these already
             self._write(update, scalars, exclude="tensorboard")

@@ -45,6 +45,12 @@ SMALL = dict(
 )
 
 
+def make_other_recordings() -> Recordings:
+    """As many, and as long episodes, of other observations."""
+    recordings = make_recordings()
+    return Recordings(SPACE, recordings.observations[::-1].copy(), recordings.episodes)
+
+
 def make_recordings(n_episodes: int = 10, length: int = 20) -> Recordings:
     """Numbers of which each depends on two others, in episodes."""
     random = np.random.default_rng(0)
@@ -190,6 +196,8 @@ def test_random_numbers_of_others_are_untouched(tmp_path):
         (dict(features_extractor_kwargs=dict(EXTRACTOR, depth=2)), "features_extractor_kwargs is .* there and"),
         (dict(learning_rate=0.1, n_updates=8), "n_updates is 6 there and 8 here; learning_rate is 0.001 there"),
         (dict(source=make_recordings(11)), "n_observations is 200 there and 220 here"),
+        (dict(source=make_other_recordings()), "recordings is [0-9a-f]{8} there and [0-9a-f]{8} here"),
+        (dict(labels=np.zeros((200, 1))), "labels is None there and [0-9a-f]{8} here"),
         (
             dict(
                 source=Recordings(
