@@ -25,17 +25,8 @@ class TJepa(MaskedPrediction):
     four random subsets of the hidden columns are predicted, as a momentum copy of the encoder sees them. The class
     tokens are the paper's [REG] tokens: always visible and never a target, to which its released code does not hold.
 
-    :param encoder: The context encoder
-    :param embed_dim: Width of the embedding
-    :param action_dim: Width of the encoded action, which is not used
-    :param kwargs: Those of :class:`MaskedPrediction`
-    :raises ValueError: If an argument is not among those accepted
+    For columns, the defaults of :class:`MaskedPrediction` are T-JEPA's. See there for its parameters.
     """
-
-    def __init__(self, encoder: nn.Module, embed_dim: int, action_dim: int = 0, **kwargs: Any):
-        mask_kwargs = {} if is_of_patches(encoder) else dict(n_masks=4)
-        defaults = dict(mask_kwargs=mask_kwargs, prediction_loss="mse", momentum=(0.996, 1.0))
-        super().__init__(encoder, embed_dim, action_dim, **{**defaults, **kwargs})
 
 
 class SaltTeacher(MaskedPrediction):
