@@ -43,7 +43,8 @@ def record_env(
         them.
     :param folder: Where to save them; None to keep them in memory
     :param policy: What acts: a model, the path of a saved one, or anything else with the ``predict`` of
-        Stable-Baselines3. By default actions are drawn evenly from the action space.
+        Stable-Baselines3. By default actions are drawn evenly from the action space. A model that was trained with
+        ``VecNormalize`` needs an ``env`` that is wrapped in it, and the recordings are normalised then.
     :param seed: Seed of the environments and of the actions
     :param progress_bar: Display a progress bar using tqdm and rich
     :return: The recordings
