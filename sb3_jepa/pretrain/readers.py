@@ -80,8 +80,8 @@ def is_env(source: Any) -> bool:
 def read_buffer(buffer: ReplayBuffer | RolloutBuffer) -> Recordings:
     """
     The observations of a buffer of Stable-Baselines3, sb3-contrib or sb3_jepa, as it stores them. They are not copied:
-    what the buffer overwrites later is overwritten here. Under ``VecNormalize``, a rollout buffer has observations as they
-    were normalised, and a replay buffer as they were before.
+    what the buffer overwrites later is overwritten here. Under ``VecNormalize``, a rollout buffer has observations as
+    they were normalised, and a replay buffer as they were before.
 
     :param buffer: Replay buffer or rollout buffer, full or not
     :return: The recordings, in the order in which the buffer has its rows. An episode of a replay buffer that another
