@@ -15,6 +15,12 @@ from tests.conftest import EXAMPLES, FakeEnv
 pytest.importorskip("matplotlib")
 
 
+# Its oldest version has no such wrapper
+needs_frame_stack = pytest.mark.skipif(
+    not hasattr(gym.wrappers, "FrameStackObservation"), reason="the script needs Gymnasium 1.0"
+)
+
+
 @pytest.fixture
 def load_script(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "pretraining")
@@ -72,6 +78,8 @@ def test_no_test_row_is_seen_in_the_training(load_script):
     assert split.test.shape[1] == is_varying.sum() <= 61
 
 
+@needs_frame_stack
+@pytest.mark.expensive
 def test_missing_sensors(load_script, monkeypatch, tmp_path):
     missing_sensors = load_script("missing_sensors")
     monkeypatch.setattr(missing_sensors, "N_MEASURED", 64)
@@ -88,6 +96,7 @@ def test_missing_sensors(load_script, monkeypatch, tmp_path):
     run_script(missing_sensors, *arguments, *arms, "--out", tmp_path, monkeypatch=monkeypatch)
 
 
+@needs_frame_stack
 def test_sensors_fail_for_an_episode(load_script):
     missing_sensors = load_script("missing_sensors")
     env = missing_sensors.MissingSensors(FakeEnv(spaces.Box(-1, 1, (4,))), probability=0.5)
@@ -114,6 +123,7 @@ def test_sensors_fail_for_an_episode(load_script):
         missing_sensors.MissingSensors(FakeEnv(spaces.Discrete(3)))
 
 
+@needs_frame_stack
 def test_what_is_missing_is_the_mean_for_a_network_that_knows_none(load_script):
     missing_sensors = load_script("missing_sensors")
     mean, deviation = np.array([1.0, 2.0]), np.array([2.0, 0.5])

@@ -75,7 +75,7 @@ def test_regions_differ_in_their_texture_and_not_in_their_brightness(script):
     brightness = [images.observations[:, 0][images.textures == number].mean() for number in range(len(toys.TEXTURES))]
     np.testing.assert_allclose(brightness, 127.0, atol=3.0)
     recordings = toys.as_recordings(images.observations)
-    assert recordings.n_episodes == len(recordings) == 200
+    assert len(np.unique(recordings.episodes)) == len(recordings) == 200
 
 
 def test_the_texture_of_a_patch_is_that_of_most_of_its_pixels(script):
@@ -96,6 +96,7 @@ def test_a_seed_is_always_the_same_observations(script, generate):
     assert (generate(5, seed=1).observations != generate(5, seed=2).observations).any()
 
 
+@pytest.mark.expensive
 def test_salt_is_compared_and_what_is_finished_is_not_run_again(run_main):
     arguments = ("--glyph-updates", "4", "--cartpole-updates", "4", "--clips", "160", "--frames", "100", "--seeds", "0")
     arguments = (*arguments, "--students", "lr 1e-2")
@@ -128,6 +129,7 @@ def test_states_are_those_of_the_observations(script, tmp_path):
     assert np.corrcoef(center, task.labels["x"])[0, 1] > 0.9
 
 
+@pytest.mark.expensive
 def test_dmt_is_compared(run_main):
     arguments = ("--updates", "4", "--images", "320", "--seeds", "0", "--arms", "I-JEPA", "DMT, mean")
     rows = run_main("textures", *arguments, file="textures.csv")
