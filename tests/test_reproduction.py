@@ -5,6 +5,7 @@ import pytest
 from tests.conftest import run_example
 
 
+@pytest.mark.expensive
 def test_finished_runs_are_kept_others_start_again_and_all_are_reported(tmp_path):
     pytest.importorskip("pandas")
     pytest.importorskip("matplotlib")
