@@ -40,6 +40,7 @@ class LatentModel:
         objective, self.first_embedding_variance = objectives.get(self.name, (None, 0.0))
         # Others predict something else than what an action leads to
         self._objective = objective if isinstance(objective, NextLatentPrediction) else None
+        self.other_objective = objective if self._objective is None else None
 
     @property
     def has_objective(self) -> bool:

@@ -13,7 +13,6 @@ from stable_baselines3.common.utils import check_for_correct_spaces, check_shape
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_jepa.alternating import find_objectives
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.encoders import n_inputs_to_measure
 from sb3_jepa.latent_model import LatentModel
@@ -146,11 +145,11 @@ class VecSurprise(VecEnvWrapper):
         """
         self._check_wrappers(model)
         latent_model = LatentModel(model, self.encoder)
-        objective, _ = find_objectives(model).get(latent_model.name, (None, 0.0))
-        if objective is not None and not latent_model.has_objective:
+        other = latent_model.other_objective
+        if other is not None:
             raise ValueError(
                 "VecSurprise needs a predictor of what an action leads to, and the encoder "
-                f"{latent_model.name!r} of this {type(model).__name__} learns {type(objective).__name__}"
+                f"{latent_model.name!r} of this {type(model).__name__} learns {type(other).__name__}"
             )
         self._latent_model = latent_model
 

@@ -21,7 +21,7 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 import numpy as np
 import torch as th
-from experiments import FinishedRuns, markdown_table
+from experiments import FinishedRuns, markdown_table, mean_and_seeds
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -121,11 +121,6 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def spread(values: list[float]) -> str:
-    """Mean, and the value of each seed."""
-    return f"{np.mean(values):.0f} ({', '.join(f'{value:.0f}' for value in values)})"
-
-
 def write_report(folder: pathlib.Path) -> None:
     """
     :param folder: With the results. A table to read and a figure are added.
@@ -143,7 +138,7 @@ def write_report(folder: pathlib.Path) -> None:
         of_arm = [row for row in rows if row["arm"] == arm]
         reached = ", ".join(row["steps_to_100"] or "never" for row in of_arm)
         halfway, end = ([float(row[f"return_{when}"]) for row in of_arm] for when in ("halfway", "at_end"))
-        lines.append([arm, spread(halfway), spread(end), reached])
+        lines.append([arm, mean_and_seeds(halfway), mean_and_seeds(end), reached])
         curves = [np.array([point.split(":") for point in row["curve"].split()], dtype=float) for row in of_arm]
         n_points = min(map(len, curves))
         steps, returns = np.stack([curve[:n_points] for curve in curves]).transpose(2, 0, 1)

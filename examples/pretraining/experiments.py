@@ -83,6 +83,17 @@ def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
 
 
+def mean_and_seeds(values: Iterable[float], digits: int = 0) -> str:
+    """
+    :param values: One for each seed
+    :param digits: After the point
+    :return: Their mean, and in brackets each of them; empty if there is none
+    """
+    values = list(values)
+    of_seeds = ", ".join(f"{value:.{digits}f}" for value in values)
+    return f"{np.mean(values):.{digits}f} ({of_seeds})" if values else ""
+
+
 def markdown(table: pd.DataFrame, metrics: Sequence[str]) -> str:
     """
     :param table: Rows with the columns ``arm`` and ``seed``
@@ -94,9 +105,7 @@ def markdown(table: pd.DataFrame, metrics: Sequence[str]) -> str:
         cells = [str(arm)]
         for metric in metrics:
             values = rows.sort_values("seed")[metric].dropna()
-            digits = 1 if table[metric].abs().max() > 2 else 3
-            of_seeds = ", ".join(f"{value:.{digits}f}" for value in values)
-            cells.append(f"{values.mean():.{digits}f} ({of_seeds})" if len(values) else "")
+            cells.append(mean_and_seeds(values, 1 if table[metric].abs().max() > 2 else 3))
         lines.append(cells)
     return markdown_table(["arm", *metrics], lines)
 

@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import gymnasium as gym
 import numpy as np
 import torch as th
-from experiments import FinishedRuns, markdown_table, values_of
+from experiments import FinishedRuns, markdown_table, mean_and_seeds, values_of
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -218,8 +218,7 @@ def report(rows: list[dict[str, str]], out: pathlib.Path) -> str:
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for index, arm in enumerate(arms):
         values = [values_of(rows, column, arm=arm) for column in columns]
-        cells = [f"{one.mean():.0f} ({', '.join(f'{value:.0f}' for value in one)})" for one in values]
-        lines.append([LABELS[arm], *cells])
+        lines.append([LABELS[arm], *map(mean_and_seeds, values)])
         places = np.arange(len(columns)) + (index - (len(arms) - 1) / 2) * 0.11
         axes.bar(places, [one.mean() for one in values], width=0.1, color=f"C{index}", alpha=0.5, label=LABELS[arm])
         for place, one in zip(places, values, strict=True):

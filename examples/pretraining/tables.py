@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch as th
-from experiments import FinishedRuns, markdown_table, values_of
+from experiments import FinishedRuns, markdown_table, mean_and_seeds, values_of
 from gymnasium import spaces
 
 try:
@@ -212,8 +212,7 @@ def report(rows: list[dict[str, str]], out: pathlib.Path) -> str:
 def _cell(values: np.ndarray, column: str) -> str:
     if np.isnan(values).all():
         return ""
-    form = "{:.3f}" if column != "effective_rank" else "{:.1f}"
-    return f"{form.format(values.mean())} ({', '.join(form.format(value) for value in values)})"
+    return mean_and_seeds(values, 1 if column == "effective_rank" else 3)
 
 
 def main() -> None:

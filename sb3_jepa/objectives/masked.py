@@ -126,7 +126,7 @@ class MaskedPrediction(Objective):
         )
         self.target, self.prediction_loss, self.normalize_targets = target, prediction_loss, normalize_targets
         shape, has_patches = transformer.token_shape, is_of_patches(encoder)
-        grid = [size for size in shape if size > 1] or [1]
+        grid = [size for size in shape if size > 1]
         families = [mask_kwargs] if isinstance(mask_kwargs, Mapping) else list(mask_kwargs) or [{}]
         masks_class = BlockMasks if has_patches else SubsetMasks
         self.masks = [masks_class(grid, **kwargs) for kwargs in families]

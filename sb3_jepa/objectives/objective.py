@@ -25,8 +25,8 @@ class Objective(nn.Module):
     after ``super().__init__``.
 
     :param encoder: The context encoder
-    :param embed_dim: Width of the embedding
-    :param action_dim: Width of the encoded action
+    :param embed_dim: Width of the embedding, for who predicts one
+    :param action_dim: Width of the encoded action, for who is told it
     :param momentum: ``m`` of the target encoder in [0, 1]; or a pair, its values at the start and at the end of the
         training; or a schedule of the remaining progress (from 1 to 0)
     :param prediction_coef: Weight of the prediction loss; 0 switches the prediction off
@@ -53,7 +53,6 @@ class Objective(nn.Module):
         target_encoder: TargetEncoder | None = None,
     ):
         super().__init__()
-        self.embed_dim, self.action_dim = embed_dim, action_dim
         for name, coefficient in dict(
             prediction_coef=prediction_coef,
             variance_coef=variance_coef,

@@ -1,25 +1,13 @@
 """Target encoders: what the predictor has to guess."""
 
 import copy
-import hashlib
 from typing import Any
 
 import torch as th
 from torch import nn
 
+from sb3_jepa.parts.digests import id_of
 from sb3_jepa.parts.versions import Versions
-
-
-def id_of(module: nn.Module) -> str:
-    """
-    :param module: Any
-    :return: Eight hexadecimal digits that tell it from others: a digest of its parameters and buffers
-    """
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
 
 
 class TargetEncoder(nn.Module):
@@ -71,7 +59,7 @@ class TargetEncoder(nn.Module):
 
     @property
     def id(self) -> str:
-        """Eight hexadecimal digits that tell it from others, see :func:`id_of`."""
+        """Eight hexadecimal digits that tell it from others."""
         return id_of(self.encoder)
 
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_jepa.buffers import by_key, unkeyed
-from sb3_jepa.parts.targets import id_of
+from sb3_jepa.parts.digests import id_of
 from sb3_jepa.pretrain.folders import RecordingWriter
 from sb3_jepa.pretrain.recordings import Recordings
 from sb3_jepa.runs import find_model, load_model

@@ -34,6 +34,18 @@ def _file_name(name: str) -> str:
     return f"{quote(name, safe=' ')}.npy"
 
 
+def differing_settings(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """
+    :param theirs: Settings that were read from a file
+    :param own: Others, as JSON knows them
+    :return: Those that are not the same, by name: theirs and the own
+    """
+    # As they look after they have been in a file
+    own = json.loads(json.dumps(own))
+    names = {**theirs, **own}
+    return {name: (theirs.get(name), own.get(name)) for name in names if theirs.get(name) != own.get(name)}
+
+
 class RecordingWriter:
     """
     Writes recordings row by row, to memory or to a folder. What a folder holds is kept, and the writing goes on there.
@@ -75,15 +87,10 @@ class RecordingWriter:
             return 0
         info = json.loads(path.read_text())
         n_saved = info.pop("n_saved")
-        # As they look after they have been in a file
-        settings = json.loads(json.dumps(self._settings))
-        differences = [
-            f"{name} is {info.get(name)!r} there and {settings.get(name)!r} here"
-            for name in {**info, **settings}
-            if info.get(name) != settings.get(name)
-        ]
-        if differences:
-            raise ValueError(f"`folder` holds other recordings, {self.folder}: {'; '.join(differences)}")
+        differing = differing_settings(info, self._settings)
+        if differing:
+            texts = [f"{name} is {theirs!r} there and {own!r} here" for name, (theirs, own) in differing.items()]
+            raise ValueError(f"`folder` holds other recordings, {self.folder}: {'; '.join(texts)}")
         return n_saved
 
     def _make_room(self, types: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:

@@ -1,6 +1,5 @@
 """Observations of episodes, and nothing else: what an encoder is pretrained on."""
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
+from sb3_jepa.parts.digests import digest
 
 # So many observations, spread evenly, tell recordings from others
 ROWS_OF_ID = 256
@@ -100,12 +100,10 @@ class Recordings:
     @property
     def id(self) -> str:
         """Eight hexadecimal digits that tell them from others: a digest of the episodes and of some observations."""
-        digest = hashlib.sha256(self.episodes.tobytes())
         rows = np.linspace(0, len(self) - 1, min(len(self), ROWS_OF_ID)).astype(np.int64)
-        for key, array in sorted(by_key(self.take(rows)).items()):
-            digest.update(key.encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()[:8]
+        arrays = sorted(by_key(self.take(rows)).items())
+        observations = (part for key, array in arrays for part in (key.encode(), array.tobytes()))
+        return digest([self.episodes.tobytes(), *observations])
 
     def describe(self, rows: np.ndarray | None = None) -> str:
         """
@@ -121,6 +119,7 @@ def spaces_by_key(observation_space: spaces.Space) -> Mapping[str, spaces.Space]
     :param observation_space: Observation space
     :return: The spaces of a ``Dict`` by their keys, and any other under one key
     """
+    # A Dict space is a mapping too, but what is `in` it are observations
     return observation_space.spaces if isinstance(observation_space, spaces.Dict) else {NO_KEY: observation_space}
 
 

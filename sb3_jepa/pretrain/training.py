@@ -1,6 +1,5 @@
 """Pretraining of an encoder, from observations alone."""
 
-import hashlib
 import json
 import math
 import pathlib
@@ -17,9 +16,10 @@ from torch import nn
 
 from sb3_jepa.extractors import JepaExtractor, preprocess
 from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
-from sb3_jepa.parts.targets import id_of
+from sb3_jepa.parts.digests import digest, id_of
 from sb3_jepa.pretrain.collection import check_progress_bar
 from sb3_jepa.pretrain.encoder_files import find_encoder_file, write_pretrained
+from sb3_jepa.pretrain.folders import differing_settings
 from sb3_jepa.pretrain.readers import is_env, read
 from sb3_jepa.pretrain.recordings import Recordings
 from sb3_jepa.pretrain.validation import Validation, result_of
@@ -122,14 +122,14 @@ def pretrain(
         eval_freq=eval_freq,
         criterion=criterion,
         patience=patience,
-        labels=None if labels is None else hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()[:8],
+        labels=None if labels is None else digest([np.asarray(labels).tobytes()]),
         seed=seed,
     )
     space, torch_device = recordings.observation_space, get_device(device)
 
     def load(rows: np.ndarray) -> Any:
         tensors = obs_as_tensor(recordings.take(rows), torch_device)
-        return preprocess(tensors, space, True, [training.encoder])
+        return preprocess(tensors, space, True, [encoder])
 
     # What runs beside it keeps its own random numbers. (PyTorch seeds all devices at once.)
     with th.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
@@ -406,16 +406,11 @@ class Pretraining:
 
     def _load_checkpoint(self, path: pathlib.Path) -> None:
         state = th.load(path, map_location=next(self.encoder.parameters()).device, weights_only=True)
-        theirs, own = json.loads(state["settings"]), json.loads(json.dumps(self.settings))
-        differing = [
-            f"{name} is {theirs.get(name)} there and {own.get(name)} here"
-            for name in {**theirs, **own}
-            if theirs.get(name) != own.get(name)
-        ]
+        differing = differing_settings(json.loads(state["settings"]), self.settings)
         if differing:
             raise ValueError(
                 f"`folder` holds another pretraining: take another one than {self.folder}, or delete it. "
-                + "; ".join(differing)
+                + "; ".join(f"{name} is {theirs} there and {own} here" for name, (theirs, own) in differing.items())
             )
         self.encoder.load_state_dict(state["encoder"])
         self.objective.load_state_dict(state["objective"])

@@ -28,7 +28,6 @@ from sb3_jepa import (
 )
 from sb3_jepa.encoders import find_encoders
 from sb3_jepa.pretrain import training
-from sb3_jepa.pretrain.encoder_files import find_encoder_file, write_pretrained
 from tests.conftest import SMALL_PPO, FakeEnv
 
 SPACE = spaces.Box(-5, 5, (6,))
@@ -378,32 +377,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(monkeypatch, tmp
     pretrain(make_recordings(), tmp_path / "full", **SMALL)
     pretrain(make_recordings(), tmp_path / "whole", **SMALL)
     assert_same(state_of(tmp_path / "full"), state_of(tmp_path / "whole"))
-
-
-def test_a_folder_holds_one_encoder(monkeypatch, tmp_path):
-    encoder = JepaExtractor(SPACE, **EXTRACTOR)
-    monkeypatch.setattr("sb3_jepa.encoders.find_spec", lambda _: None)
-    first = write_pretrained(encoder, tmp_path, SPACE, EXTRACTOR, {})
-    assert first.suffix == ".pth"
-    monkeypatch.undo()
-    with th.no_grad():
-        encoder.encoder.class_token += 1.0
-    second = write_pretrained(encoder, tmp_path, SPACE, EXTRACTOR, {})
-    assert second.suffix == ".safetensors"
-    assert find_encoder_file(tmp_path) == second
-    assert_same(state_of(tmp_path), encoder.state_dict())
-    assert not first.exists()
-    # Others may read it as they may read what else is written
-    assert second.stat().st_mode == second.with_suffix(".json").stat().st_mode
-
-
-@pytest.mark.parametrize("content", [None, "encoder", "description"])
-def test_no_encoder(content, tmp_path):
-    if content is not None:
-        write_pretrained(JepaExtractor(SPACE, **EXTRACTOR), tmp_path, SPACE, EXTRACTOR, {})
-        find_encoder_file(tmp_path).unlink() if content == "description" else (tmp_path / "encoder.json").unlink()
-    with pytest.raises(ValueError, match=r"There is no pretrained encoder|`path` must be an encoder"):
-        read_encoder(tmp_path)
 
 
 class NotAnEncoder(nn.Module):

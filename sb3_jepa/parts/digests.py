@@ -1,0 +1,26 @@
+"""Digests: a few digits that tell one thing from others."""
+
+import hashlib
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def digest(chunks: Iterable[bytes]) -> str:
+    """
+    :param chunks: What is to be told from others
+    :return: Eight hexadecimal digits
+    """
+    hashed = hashlib.sha256()
+    for chunk in chunks:
+        hashed.update(chunk)
+    return hashed.hexdigest()[:8]
+
+
+def id_of(module: nn.Module) -> str:
+    """
+    :param module: Any
+    :return: A digest of its parameters and buffers
+    """
+    state = module.state_dict().items()
+    return digest(part for name, value in state for part in (name.encode(), value.detach().cpu().numpy().tobytes()))
