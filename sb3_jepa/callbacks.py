@@ -11,13 +11,13 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_wrapper
 
 from sb3_jepa.alternating import AlternatingTraining
-from sb3_jepa.buffers import NextObservations, by_key, unkeyed
+from sb3_jepa.buffers import NextObservations
 from sb3_jepa.diagnostics import ObjectiveGauge, Verdict, assess
 from sb3_jepa.distributed import check_ranks
-from sb3_jepa.encoders import measure_inputs, n_inputs_to_measure
 from sb3_jepa.extractors import takes_nan
+from sb3_jepa.input_statistics import FirstRollouts
 from sb3_jepa.objectives import Objective
-from sb3_jepa.parts.ranks import n_ranks, rank
+from sb3_jepa.parts.ranks import rank
 from sb3_jepa.policies import JointPolicy
 from sb3_jepa.surprises import VecSurprise
 
@@ -57,11 +57,11 @@ class JepaCallback(BaseCallback):
 
     In both cases:
 
-    - The input statistics of every :class:`~sb3_jepa.JepaExtractor` are measured. On-policy, ``standardize_frames``
-      observations are collected before the first rollout, with the untrained policy. Nothing is learned from them, but
-      they are time steps like all others: they are counted, and other callbacks see them (and may evaluate or save the
-      untrained policy). Off-policy, it is what the replay buffer holds when learning starts, and if that is not enough
-      the next ones too: so let ``learning_starts`` be as many.
+    - The input statistics of every :class:`~sb3_jepa.JepaExtractor` are measured. On-policy, it is the first whole
+      rollout (if it has fewer than ``standardize_frames`` observations, the next ones too): values, log-probabilities
+      and advantages are computed anew with them, before the algorithm learns from it. Off-policy, it is what the replay
+      buffer holds when learning starts, and if that is not enough the next ones too: so let ``learning_starts`` be as
+      many.
     - The target encoder's momentum and the encoder's learning rate move along their schedules.
     - After each update (off-policy, every 100; with a ``log_interval``, when it is due) ``jepa/momentum`` and what
       :meth:`~sb3_jepa.diagnostics.ObjectiveGauge.scalars` lists are logged, ``jepa/prediction_loss`` and
@@ -108,8 +108,9 @@ class JepaCallback(BaseCallback):
             learning_rate=learning_rate,
         )
         self._alternating: AlternatingTraining | None = None
-        self._measuring = False
-        self._stopped = False
+        # Of an on-policy algorithm that still has inputs to measure
+        self._first_rollouts: FirstRollouts | None = None
+        self._is_prepared = False
         self._has_ended = False
 
     @property
@@ -131,10 +132,16 @@ class JepaCallback(BaseCallback):
             return dict(self.policy.gauges)
         return {name: learner.gauge for name, learner in self._alternating.learners.items()}
 
+    def _init_callback(self) -> None:
+        self._is_prepared = False
+
     def _on_training_start(self) -> None:
+        self._prepare()
+
+    def _prepare(self) -> None:
         check_ranks(self.model)
-        self._stopped = self._has_ended = False
-        self._alternating = None
+        self._is_prepared, self._has_ended = True, False
+        self._alternating = self._first_rollouts = None
         self._n_rollouts = 0
         self._labels: dict[str, str] = {}
         self._n_low_rank: dict[str, int] = {}
@@ -156,15 +163,9 @@ class JepaCallback(BaseCallback):
         if surprise_env is not None:
             surprise_env.set_model(self.model)
         self._reset_gauges()
-        n_steps, n_missing = self._n_remaining_steps, n_inputs_to_measure(self.policy)
-        if n_missing >= n_steps and isinstance(self.model, OnPolicyAlgorithm):
-            warnings.warn(
-                f"The {n_missing} observations that the input statistics still lack use up the {n_steps} time steps of "
-                "this training; a rollout to learn from comes on top. Train for longer, or pass a smaller "
-                "`standardize_frames` in `features_extractor_kwargs`.",
-                UserWarning,
-                stacklevel=2,
-            )
+        if isinstance(self.model, OnPolicyAlgorithm):
+            first_rollouts = FirstRollouts(self.model)
+            self._first_rollouts = None if first_rollouts.are_over else first_rollouts
 
     @property
     def _n_remaining_steps(self) -> int:
@@ -176,16 +177,15 @@ class JepaCallback(BaseCallback):
         return max(0.0, self._n_remaining_steps / max(1, self.model._total_timesteps))
 
     def _on_rollout_start(self) -> None:
-        if self._measuring:
-            return
+        # Who calls collect_rollouts() without learn() starts no training
+        if not self._is_prepared:
+            self._prepare()
         self._n_rollouts += 1
         if self._alternating is not None:
             self._alternating.train(self._progress_remaining)
         self._log_update()
         if self._alternating is None:
             self.policy.update_schedules(self._progress_remaining)
-        if isinstance(self.model, OnPolicyAlgorithm):
-            self._measure_inputs(self.model)
         self._check_running_statistics()
 
     def _check_running_statistics(self) -> None:
@@ -205,13 +205,18 @@ class JepaCallback(BaseCallback):
             buffer.record_step(self.locals["new_obs"], self.locals["dones"], self.locals["infos"])
         if self._alternating is not None:
             self._alternating.source.on_step(self.locals)
-        return not self._stopped
+        if self._first_rollouts is not None:
+            self._first_rollouts.on_step(self.locals)
+        return True
 
     def _on_rollout_end(self) -> None:
-        if self._alternating is None or self._measuring:
-            return
-        self._alternating.source.on_rollout_end()
-        self._alternating.measure_replay()
+        if self._first_rollouts is not None:
+            self._first_rollouts.on_rollout_end(self.locals, self.objectives)
+            if self._first_rollouts.are_over:
+                self._first_rollouts = None
+        if self._alternating is not None:
+            self._alternating.source.on_rollout_end()
+            self._alternating.measure_replay()
 
     def _on_training_end(self) -> None:
         # rl-baselines3-zoo calls it twice
@@ -225,34 +230,6 @@ class JepaCallback(BaseCallback):
             self.model.rollout_buffer.embed_targets = None  # type: ignore[attr-defined]
         self._log_update(is_last=True)
         dump_last_scalars(self)
-
-    def _measure_inputs(self, model: OnPolicyAlgorithm) -> None:
-        """
-        Collect observations without learning from them. They go through ``collect_rollouts``, so that time steps,
-        episode statistics and the other callbacks take part as ever.
-        """
-        buffer = model.rollout_buffer
-        while (n_missing := n_inputs_to_measure(self.policy)) > 0:
-            n_steps = min(buffer.buffer_size, -(-n_missing // (buffer.n_envs * n_ranks())))
-            self._measuring = True
-            try:
-                # Of MaskablePPO
-                masking = {key: self.locals[key] for key in ("use_masking",) if key in self.locals}
-                completed = model.collect_rollouts(
-                    self.training_env, self.locals["callback"], buffer, n_steps, **masking
-                )
-            finally:
-                self._measuring = False
-            if not completed:
-                # Another callback wants to stop: what it told the inner rollout, the outer one has to hear too
-                self._stopped = True
-                buffer.reset()
-                return
-            seen = {
-                key: array[:n_steps].reshape(-1, *array.shape[2:]) for key, array in by_key(buffer.observations).items()
-            }
-            measure_inputs(self.policy, unkeyed(seen), self.objectives)
-            buffer.reset()
 
     def _prefix(self, name: str) -> str:
         return "jepa" if len(self.gauges) == 1 else f"jepa/{name}"
