@@ -46,7 +46,7 @@ class CountSteps(BaseCallback):
 
 def test_scalars_reach_tensorboard_after_each_update(pixel_cartpole, tmp_path):
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, tensorboard_log=str(tmp_path), **SMALL_PPO)
-    model.learn(32 + 3 * 32)
+    model.learn(3 * 32)
     events = EventAccumulator(str(tmp_path / "PPO_1")).Reload()
     assert set(events.Tags()["scalars"]) >= SCALARS
     for name in SCALARS:
@@ -78,7 +78,7 @@ def test_the_users_own_takes_its_place(pixel_cartpole, nest):
 
     mine = Mine()
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
-    model.learn(32 + 64, callback=nest(mine))
+    model.learn(64, callback=nest(mine))
     # A second callback beside it would have taken half of them away
     assert mine.n_logged == 2
 
@@ -134,7 +134,7 @@ def test_old_and_new_log_probabilities_come_from_one_function(pixel_cartpole):
         train()
 
     model.train = check_then_train
-    model.learn(32 + 3 * 32)
+    model.learn(3 * 32)
     assert len(ratios) == 3 * 16
     assert th.allclose(th.stack(ratios), th.ones(()), atol=1e-5)
 
@@ -174,7 +174,7 @@ def test_scalars_are_means_over_one_update(pixel_cartpole, tmp_path):
         return output
 
     model.policy.objective.forward = spy
-    model.learn(32 + 3 * 32)
+    model.learn(3 * 32)
     events = EventAccumulator(str(tmp_path)).Reload()
     # 2 epochs of 2 minibatches are an update
     means = np.mean(np.reshape(losses, (3, 4)), axis=1)
@@ -195,7 +195,7 @@ def test_momentum_follows_the_progress(pixel_cartpole, tmp_path):
     kwargs = dict(SMALL_POLICY, objective_kwargs=objective_kwargs)
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO)
     model.set_logger(configure(str(tmp_path), ["tensorboard"]))
-    model.learn(32 + 4 * 32)
+    model.learn(4 * 32)
     # A second training begins anew
     model.learn(64)
     momenta = [event.value for event in EventAccumulator(str(tmp_path)).Reload().Scalars("jepa/momentum")]
@@ -247,7 +247,7 @@ def test_the_verdict_is_told_when_it_changes_and_never_to_tables(pixel_cartpole,
                 shrink_embedding(self.model.policy, 0.01)
 
     with pytest.warns(UserWarning, match="collapsed"):
-        model.learn(32 + 5 * 32, callback=Shrink())
+        model.learn(5 * 32, callback=Shrink())
     (first, healthy), (then, collapsed) = texts_of(tmp_path)
     # With the scalars of the first update, and with those of the first that began with a collapsed encoder
     assert (first, then) == (96, 160)
@@ -268,7 +268,7 @@ def test_the_verdict_is_told_when_it_changes_and_never_to_tables(pixel_cartpole,
 def test_a_training_that_goes_on_begins_with_a_verdict(pixel_cartpole, tmp_path):
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     model.set_logger(configure(str(tmp_path), ["tensorboard"]))
-    model.learn(32 + 64)
+    model.learn(64)
     model.learn(64, reset_num_timesteps=False)
     assert [(step, text.split(":")[0]) for step, text in texts_of(tmp_path)] == [
         (96, "**healthy**"),
@@ -294,7 +294,7 @@ def test_a_low_rank_is_told_once_if_it_stays(pixel_cartpole, tmp_path):
     # Four updates may be those of a beginning
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.learn(32 + 4 * 32)
+        model.learn(4 * 32)
     assert [text.split(":")[0] for _, text in texts_of(tmp_path)] == ["**low rank**"]
     # The count begins anew with a training
     with pytest.warns(
@@ -319,7 +319,7 @@ def test_every_row_of_a_table_has_the_scalars(algorithm, log_interval, tmp_path)
     model.set_logger(configure(str(tmp_path), ["csv"]))
     n_rollouts = 2 * log_interval + 1
     # 10 steps to measure the inputs
-    model.learn(10 + n_rollouts * n_steps, log_interval=log_interval)
+    model.learn(n_rollouts * n_steps, log_interval=log_interval)
     lines = [line.split(",") for line in (tmp_path / "progress.csv").read_text().splitlines()]
     steps, variances = (lines[0].index(name) for name in ("time/total_timesteps", "jepa/embedding_variance"))
     rows = [(int(line[steps]), line[variances] != "") for line in lines[1:]]
@@ -332,7 +332,7 @@ def test_every_row_of_a_table_has_the_scalars(algorithm, log_interval, tmp_path)
 def test_the_training_is_the_same_without_gauges(pixel_cartpole, monkeypatch):
     def train() -> list[th.Tensor]:
         env = make_counting_env()
-        model = PPO(JepaPolicy, env, policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "batch_size": 24}).learn(33 + 96)
+        model = PPO(JepaPolicy, env, policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "batch_size": 24}).learn(96)
         return [parameter.detach().clone() for parameter in model.policy.parameters()]
 
     watched = train()
@@ -347,7 +347,7 @@ def test_the_cure_of_alternating_training_is_another(tmp_path):
     kwargs = dict(SMALL_POLICY, features_extractor_class=JepaExtractor)
     model = stable_baselines3.PPO("CnnPolicy", env, policy_kwargs=kwargs, **SMALL_PPO)
     model.set_logger(configure(str(tmp_path), ["tensorboard"]))
-    model.learn(33 + 96, callback=JepaCallback())
+    model.learn(96, callback=JepaCallback())
     model.policy.features_extractor.encoder.norm.weight.data.mul_(0.01)
     with pytest.warns(UserWarning, match=r"collapsed.*as arguments of JepaCallback"):
         model.learn(96, callback=JepaCallback(), reset_num_timesteps=False)

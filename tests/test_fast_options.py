@@ -96,7 +96,7 @@ def test_joint_training(option, tmp_path):
     model = make_model(**OPTIONS[option])
     encoder, target = model.policy.features_extractor, model.policy.objective.target_encoder.encoder
     before = parameters(encoder)
-    model.learn(32 + 96)
+    model.learn(96)
     moved = distance(before, parameters(encoder))
     assert moved > 0
     assert 0 < distance(before, parameters(target)) < moved
@@ -181,7 +181,7 @@ def test_several_images_and_other_inputs(option):
 def test_monitors(option, tmp_path):
     model = make_model(VecSurprise(make_env(), reward_coef=0.1), **OPTIONS[option])
     model.tensorboard_log = str(tmp_path)
-    model.learn(32 + 64, callback=PictureCallback())
+    model.learn(64, callback=PictureCallback())
     # What the policy sees as bytes, these see as floats
     found = LatentModel(model).embed(observe(model).numpy())
     expected = model.policy.features_extractor(observe(model))
@@ -237,8 +237,8 @@ def test_export(tmp_path):
 
 def train_compiled(backend: str) -> None:
     options = dict(drop_constant_tokens=True, token_budget=5)
-    plain = make_model(**options).learn(32 + 64)
-    compiled = make_model(**options, compile_kwargs=dict(backend=backend)).learn(32 + 64)
+    plain = make_model(**options).learn(64)
+    compiled = make_model(**options, compile_kwargs=dict(backend=backend)).learn(64)
     for (name, one), other in zip(plain.policy.named_parameters(), compiled.policy.parameters(), strict=True):
         assert th.allclose(one, other, atol=1e-4), name
 

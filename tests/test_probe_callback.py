@@ -71,9 +71,9 @@ def shown_by(samples) -> np.ndarray:
 def test_what_is_read_belongs_to_what_is_seen(source, is_dict):
     model = PPO("JepaPolicy", make_telling_env(is_dict), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     probe = ProbeCallback(every_n_steps=1, **source)
-    model.learn(33 + 48, callback=probe)
+    model.learn(48, callback=probe)
     samples = list(probe._samples)
-    assert len(samples) == 33 + 48
+    assert len(samples) == 48
     shown = shown_by(samples)
     values = np.stack([value for _, value, _ in samples])
     assert np.array_equal(values, shown)
@@ -94,7 +94,7 @@ def test_what_is_read_belongs_to_what_is_seen(source, is_dict):
 def test_attributes_are_read_in_the_same_way():
     model = PPO("JepaPolicy", make_telling_env(), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     probe = ProbeCallback(attribute="time", every_n_steps=3)
-    model.learn(33 + 48, callback=probe)
+    model.learn(48, callback=probe)
     # Of 27 steps, every third one
     assert len(probe._samples) == 9 * 3
     values = np.stack([value for _, value, _ in probe._samples])
@@ -104,7 +104,7 @@ def test_attributes_are_read_in_the_same_way():
 def test_only_the_latest_samples_are_kept():
     model = PPO("JepaPolicy", make_telling_env(), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     probe = ProbeCallback(attribute="time", every_n_steps=1, n_samples=30)
-    model.learn(33 + 48, callback=probe)
+    model.learn(48, callback=probe)
     assert len(probe._samples) == 30
     # Of the episode that began with the training
     assert [value[0] for _, value, _ in probe._samples][2::3] == list(range(18, 28))
@@ -113,7 +113,7 @@ def test_only_the_latest_samples_are_kept():
 def test_an_episode_goes_on_in_a_training_that_goes_on():
     model = PPO("JepaPolicy", make_telling_env(), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     probe = ProbeCallback(function=read_origin, every_n_steps=1)
-    model.learn(33 + 48, callback=probe)
+    model.learn(48, callback=probe)
     model.learn(48, callback=probe, reset_num_timesteps=False)
 
     def episodes() -> dict[tuple[int, int], set[int]]:
@@ -139,7 +139,7 @@ def test_no_episode_is_on_both_sides(monkeypatch):
     monkeypatch.setattr("sb3_jepa.diagnostics.probes.probe_r2", spy)
     model = PPO("JepaPolicy", make_telling_env(), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     probe = ProbeCallback(function=read_origin, every_n_steps=1, every_n_rollouts=4, held_out=0.5)
-    model.learn(33 + 3 * 48, callback=probe)
+    model.learn(3 * 48, callback=probe)
     assert len(calls) >= 1
     for targets, is_held_out in calls:
         held_out, fitted = ({tuple(row) for row in targets[side, :2]} for side in (is_held_out, ~is_held_out))
@@ -203,7 +203,7 @@ def test_a_few_episodes_say_nothing():
     model = PPO("JepaPolicy", env, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     probe = ProbeCallback(attribute="time", every_n_rollouts=1)
     assert probe.measure() == {}
-    model.learn(33 + 48, callback=probe)
+    model.learn(48, callback=probe)
     assert len(probe._samples) > 10
     assert probe.measure() == {}
 

@@ -244,7 +244,7 @@ class KeepScalars(BaseCallback):
                 self.scalars.setdefault(name, []).append(gauge.scalars())
 
 
-def scalars_of(model, n_steps: int = 32 + 64) -> dict[str, list[dict[str, float]]]:
+def scalars_of(model, n_steps: int = 64) -> dict[str, list[dict[str, float]]]:
     keep = KeepScalars()
     model.learn(n_steps, callback=[keep, JepaCallback()])
     return keep.scalars
@@ -254,7 +254,7 @@ def scalars_of(model, n_steps: int = 32 + 64) -> dict[str, list[dict[str, float]
 def test_each_algorithm_has_both_gradients(algorithm):
     kwargs = dict(n_steps=16, seed=0, device="cpu") if algorithm is A2C else SMALL_PPO
     model = algorithm("JepaPolicy", make_counting_env(), policy_kwargs=dict(SMALL_POLICY), **kwargs)
-    (updates,) = scalars_of(model, 33 + 96).values()
+    (updates,) = scalars_of(model, 96).values()
     for scalars in updates:
         assert scalars["rl_gradient_norm"] > 0
         assert scalars["jepa_gradient_norm"] > 0
@@ -377,7 +377,7 @@ def test_alternating_training_has_the_objectives_gradient_alone():
             seen.extend(gauge.scalars() for gauge in self.gauges.values() if gauge.n_minibatches)
             super()._log_update(**kwargs)
 
-    model.learn(32 + 64, callback=Mine())
+    model.learn(64, callback=Mine())
     assert len(seen) == 2
     for scalars in seen:
         assert scalars.keys() & GRADIENTS == {"jepa_gradient_norm"}
