@@ -340,22 +340,26 @@ class AlternatingTraining:
         """What the encoders learn, by the names of their networks."""
         return {name: learner.objective for name, learner in self.learners.items()}
 
-    def measure_replay(self) -> None:
+    def measure_replay(self) -> bool:
         """
         Off-policy, measure what the replay buffer holds: when the algorithm is about to learn for the first time, and,
         if that was not enough, once more when there is enough, or as much as it can hold.
+
+        :return: Whether it did
         """
         policy, source = self.model.policy, self.source
         if isinstance(source, RolloutSource) or not source.is_ready:
-            return
+            return False
         n_missing = n_inputs_to_measure(policy)
         if n_missing == 0:
-            return
+            return False
         buffer = source.model.replay_buffer
         assert buffer is not None
         n_seen = [int(module.n_seen) for module in policy.modules() if isinstance(module, InputStandardization)]
         if min(n_seen) == 0 or buffer.full or buffer.size() * buffer.n_envs >= n_missing + max(n_seen):
             measure_inputs(policy, source.latest(n_missing), self.objectives)
+            return True
+        return False
 
     def _preprocess(self, observations: Any) -> Any:
         policy = self.model.policy

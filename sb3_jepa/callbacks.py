@@ -15,7 +15,7 @@ from sb3_jepa.buffers import NextObservations
 from sb3_jepa.diagnostics import ObjectiveGauge, Verdict, assess
 from sb3_jepa.distributed import check_ranks
 from sb3_jepa.extractors import takes_nan
-from sb3_jepa.input_statistics import FirstRollouts
+from sb3_jepa.input_statistics import FirstRollouts, FollowedInputs
 from sb3_jepa.objectives import Objective
 from sb3_jepa.parts.ranks import rank
 from sb3_jepa.policies import JointPolicy
@@ -61,7 +61,8 @@ class JepaCallback(BaseCallback):
       rollout (if it has fewer than ``standardize_frames`` observations, the next ones too): values, log-probabilities
       and advantages are computed anew with them, before the algorithm learns from it. Off-policy, it is what the replay
       buffer holds when learning starts, and if that is not enough the next ones too: so let ``learning_starts`` be as
-      many.
+      many. Those of vectors and grids then follow the data for the whole training, without changing what the encoders
+      compute. A warning tells if all observations are the same, or if a number is 30 deviations away from its mean.
     - The target encoder's momentum and the encoder's learning rate move along their schedules.
     - After each update (off-policy, every 100; with a ``log_interval``, when it is due) ``jepa/momentum`` and what
       :meth:`~sb3_jepa.diagnostics.ObjectiveGauge.scalars` lists are logged, ``jepa/prediction_loss`` and
@@ -84,6 +85,8 @@ class JepaCallback(BaseCallback):
     """
 
     runs_on_all_ranks = True
+
+    _followed_inputs: FollowedInputs
 
     def __init__(
         self,
@@ -163,6 +166,7 @@ class JepaCallback(BaseCallback):
         if surprise_env is not None:
             surprise_env.set_model(self.model)
         self._reset_gauges()
+        self._followed_inputs = FollowedInputs(self.model)
         if isinstance(self.model, OnPolicyAlgorithm):
             first_rollouts = FirstRollouts(self.model)
             self._first_rollouts = None if first_rollouts.are_over else first_rollouts
@@ -186,6 +190,7 @@ class JepaCallback(BaseCallback):
         self._log_update()
         if self._alternating is None:
             self.policy.update_schedules(self._progress_remaining)
+        self._followed_inputs.follow(self.objectives)
         self._check_running_statistics()
 
     def _check_running_statistics(self) -> None:
@@ -214,9 +219,13 @@ class JepaCallback(BaseCallback):
             self._first_rollouts.on_rollout_end(self.locals, self.objectives)
             if self._first_rollouts.are_over:
                 self._first_rollouts = None
+                self._followed_inputs.on_measured()
+        else:
+            self._followed_inputs.on_rollout_end(None if self._alternating is None else self._alternating.source)
         if self._alternating is not None:
             self._alternating.source.on_rollout_end()
-            self._alternating.measure_replay()
+            if self._alternating.measure_replay():
+                self._followed_inputs.on_measured()
 
     def _on_training_end(self) -> None:
         # rl-baselines3-zoo calls it twice
@@ -225,7 +234,8 @@ class JepaCallback(BaseCallback):
         self._has_ended = True
         if self._alternating is not None:
             self._alternating.train(self._progress_remaining)
-        else:
+        self._followed_inputs.follow(self.objectives)
+        if self._alternating is None:
             # A buffer that is copied or saved should not bring the policy along
             self.model.rollout_buffer.embed_targets = None  # type: ignore[attr-defined]
         self._log_update(is_last=True)
@@ -295,6 +305,8 @@ class JepaCallback(BaseCallback):
     def _cure(self, verdict: Verdict) -> str:
         if verdict.label == "healthy":
             return ""
+        if self._followed_inputs.sees_nothing_vary:
+            return " Cure: observations that vary. All that were measured are the same."
         if verdict.label == "diverged":
             return " Cure: a lower learning rate, and observations and rewards without NaN."
         cure = " Cure: a hinge on the deviation (`objective_kwargs=dict(deviation_coef=1.0)`)"

@@ -34,7 +34,7 @@ def find_encoders(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
         one of an actor-critic policy
     """
     encoders: dict[str, BaseFeaturesExtractor] = {}
-    for path, module in _features_extractors(policy).items():
+    for path, module in features_extractors(policy).items():
         network = path.split(".")[0]
         if next(module.parameters(), None) is not None and not network.endswith("_target"):
             if network.endswith("features_extractor"):
@@ -44,8 +44,13 @@ def find_encoders(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
     return encoders
 
 
-def _features_extractors(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
-    """Those of the policy's networks, target networks among them, by their paths, and each once."""
+def features_extractors(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
+    """
+    Those of the policy's networks, target networks among them.
+
+    :param policy: Of any algorithm
+    :return: By their paths, and each once
+    """
     found: dict[str, BaseFeaturesExtractor] = {}
     for path, module in policy.named_modules():
         # An extractor may be made of others, and an objective has a copy of one
@@ -83,7 +88,7 @@ def n_inputs_to_measure(policy: BasePolicy) -> int:
     :return: Number of observations that the input statistics of its encoders still lack
     """
     # Not those of a frozen teacher, which nobody measures
-    parts = [module for extractor in _features_extractors(policy).values() for module in extractor.modules()]
+    parts = [module for extractor in features_extractors(policy).values() for module in extractor.modules()]
     extractors = [part for part in parts if isinstance(part, JepaExtractor)]
     return max((extractor.n_inputs_to_measure for extractor in extractors), default=0)
 
@@ -107,7 +112,7 @@ def measure_inputs(
     # As they are stored: images are bytes
     of_all_ranks = unkeyed({key: gather_batch(tensor) for key, tensor in tensors.items()})
     inputs = preprocess_obs(of_all_ranks, policy.observation_space, normalize_images=policy.normalize_images)
-    for extractor in _features_extractors(policy).values():
+    for extractor in features_extractors(policy).values():
         parts = [module for module in extractor.modules() if isinstance(module, JepaExtractor)]
         lacking = [one for part in parts if part.n_inputs_to_measure > 0 for one in part.standardizations]
         if lacking:

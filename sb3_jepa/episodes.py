@@ -11,7 +11,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
-from sb3_jepa.extractors import count_frames, is_gymnasium_stack
+from sb3_jepa.tokenization import count_frames, is_bytes, is_picture
 
 
 class Episode(NamedTuple):
@@ -157,21 +157,32 @@ def image_key(space: spaces.Space) -> str | None:
     :return: The key of its first image, ``""`` if it is an image itself, None if there is none
     """
     for key, one in space.spaces.items() if isinstance(space, spaces.Dict) else [(NO_KEY, space)]:
-        if isinstance(one, spaces.Box) and (is_gymnasium_stack(one) or is_image_space(one, normalized_image=True)):
+        if isinstance(one, spaces.Box) and is_picture(one) and (is_bytes(one) or _is_normalized_image(one)):
             return key
     return None
+
+
+def _is_normalized_image(space: spaces.Box) -> bool:
+    is_between_0_and_1 = bool((space.low >= 0).all() and (space.high <= 1).all())
+    return (
+        is_image_space(space, normalized_image=True) and np.issubdtype(space.dtype, np.floating) and is_between_0_and_1
+    )
 
 
 def frames_of(images: np.ndarray, n_frames: int | None = None) -> np.ndarray:
     """
     The frames that are stacked in images, to be shown.
 
-    :param images: Observations of a policy, ``(batch, frames * channels, height, width)``, or
-        ``(batch, frames, height, width, channels)`` as Gymnasium stacks them
+    :param images: Observations of a policy, ``(batch, frames * channels, height, width)``, ``(batch, height, width)``,
+        or as Gymnasium stacks them, ``(batch, frames, height, width, channels)`` or with the channels before the height
     :param n_frames: Number of frames; guessed by default
     :return: ``(batch, frames, height, width, 3)``, or without the last dimension if they are not RGB: then the first
         channel of each
     """
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim == 5 and images.shape[2] < min(images.shape[3:]):
+        images = np.moveaxis(images, 2, -1)
     if images.ndim == 4:
         n_frames = count_frames(images.shape[1]) if n_frames is None else n_frames
         images = images.reshape(len(images), n_frames, -1, *images.shape[2:]).transpose(0, 1, 3, 4, 2)

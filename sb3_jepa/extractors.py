@@ -5,33 +5,23 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import (
-    get_flattened_obs_dim,
-    is_image_space,
-    is_image_space_channels_first,
-    preprocess_obs,
-)
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_jepa.parts import (
-    CategoryTokenizer,
     ColumnTokenizer,
-    DictTokenizer,
     InputStandardization,
-    PatchTokenizer,
     StandardizedPatchTokenizer,
     TransformerEncoder,
     measuring,
 )
-
-# Each is a token, and the attention looks at all pairs
-MAX_COLUMNS = 4096
+from sb3_jepa.parts.tokenizers import follow
+from sb3_jepa.tokenization import SpaceTokenizers, has_only_standardized
 
 
 class JepaExtractor(BaseFeaturesExtractor):
@@ -39,33 +29,41 @@ class JepaExtractor(BaseFeaturesExtractor):
     Transformer over the tokens of an observation; the class token's output is the features (the embedding). Usable as
     ``features_extractor_class`` of any Stable-Baselines3 algorithm, with any observation that these take:
 
-    - Images: the patches of the stacked frames are tokens
-    - Vectors, and all else that is a ``Box`` or ``MultiBinary``: each number is a token
-    - ``Discrete`` and ``MultiDiscrete``: each variable is a token
+    - Images, which are ``uint8`` from 0 to 255, and other boxes of three dimensions, which are grids: their patches are
+      tokens, of all the stacked frames together. A grey image needs no channels, and a stack of Gymnasium's
+      ``FrameStackObservation`` has one dimension more.
+    - Vectors, and all else that is a ``Box`` or ``MultiBinary``: each number is a token, and of more than 32 numbers a
+      token holds several neighbours
+    - ``Discrete`` and ``MultiDiscrete``: each variable is a token, or likewise several
     - ``Dict`` of these: all tokens in one sequence, with a code for the key
 
     Its initialisation is its own: ``ortho_init``, which Stable-Baselines3 applies to a finished extractor, is ignored.
     ``TRPO``, which differentiates twice, needs :class:`~sb3_jepa.JepaCallback` with it.
 
-    :param observation_space: Images have their channels first, ``(frames * channels, height, width)``, or are a stack
-        of Gymnasium's ``FrameStackObservation``, ``(frames, height, width, channels)``
+    :param observation_space: Of the observations
     :param embed_dim: Width of the transformer, and of the features if they are one token or a mean
-    :param patch_size: Side of a square patch in pixels. Where it does not divide height or width, zeros are added.
+    :param patch_size: Side of a square patch in pixels. Where it does not divide height or width, zeros are added. By
+        default the largest power of two that leaves at least 16 patches: 16 for 64 x 96 and 84 x 84 pixels.
     :param depth: Number of transformer blocks
     :param num_heads: Attention heads per block, a divisor of ``embed_dim``
     :param mlp_ratio: Hidden width of each block's MLP as a multiple of ``embed_dim``
+    :param numbers_per_token: How many numbers of vectors, or variables of ``MultiDiscrete``, a token holds. By default
+        as many as leave about 32 tokens for all vectors of an observation together; with ``missing_as_nan``, one.
     :param frames: Number of frames stacked in the channels of an image, oldest first; 1 for a single picture. By
         default 6, 9, 12, ... channels are taken for RGB frames, and any other number for grey ones. (Under
         ``"changes"`` the three colours of a picture that are taken for three frames lose nothing.)
     :param frames_as: ``"tokens"``: each patch of each frame is a token, as in the paper. ``"channels"``: the patches of
         one place in all frames form one token; ``frames`` times fewer tokens, and faster by about as much.
         ``"changes"``: the same, of the newest frame and the changes from frame to frame, so that motion is seen sooner.
+    :param channels_first: Whether images and grids have their channels first or last, for those where the smallest axis
+        does not tell
     :param final_norm: Whether a LayerNorm closes the transformer, as in the original ViT. It keeps the embedding
         variance of a healthy encoder between 0 and 1.
     :param standardize_frames: From how many observations to measure the statistics that standardise the input, before
-        anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` collects them; without it,
-        give them to :meth:`measure_inputs` yourself. Images are standardised by one deviation, and vectors by one for
-        each number; what is categorical is not.
+        anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` does so with the first rollout;
+        without it, give them to :meth:`measure_inputs` yourself. Images are standardised by one deviation, vectors by
+        one for each number, and grids by one for each channel; what is categorical is not. Those of vectors and grids
+        then follow the data, see :meth:`follow_inputs`.
     :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`. The readout of
         ``output="per_token"`` belongs to who uses the tokens, and learns all the same.
     :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
@@ -88,16 +86,16 @@ class JepaExtractor(BaseFeaturesExtractor):
         observation's tokens; ``"per_token"``, a number for each token, with learned weights; ``"flat"``, all tokens,
         one after the other, ``embed_dim`` for each. The class tokens come first in the last two.
     :param missing_as_nan: Whether NaN in a vector means that this number is missing, as if a sensor had failed. Its
-        token is left out.
-    :raises ValueError: If the observations are none of these, do not fit ``patch_size`` or ``frames``, or if an
-        argument is not among those accepted
+        token is left out; one that holds several numbers, if all of them are missing (the others count as the mean).
+    :raises ValueError: If the observations are none of these, do not fit ``patch_size`` or ``frames``, do not tell
+        where their channels are, or if an argument is not among those accepted
     """
 
     def __init__(
         self,
         observation_space: spaces.Space,
         embed_dim: int = 64,
-        patch_size: int = 16,
+        patch_size: int | None = None,
         depth: int = 2,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
@@ -114,6 +112,8 @@ class JepaExtractor(BaseFeaturesExtractor):
         class_tokens: int = 1,
         output: str = "class_token",
         missing_as_nan: bool = False,
+        numbers_per_token: int | None = None,
+        channels_first: bool | None = None,
     ):
         if frames_as not in ("changes", "channels", "tokens"):
             raise ValueError(f'`frames_as` must be "changes", "channels" or "tokens", got {frames_as!r}')
@@ -127,21 +127,18 @@ class JepaExtractor(BaseFeaturesExtractor):
         self.standardize_frames = standardize_frames
         self.frames = frames
         self._warned_not_standardized = False
-        make = partial(
-            make_tokenizer,
-            embed_dim=embed_dim,
-            patch_size=patch_size,
-            frames=frames,
-            frames_as=frames_as,
-            normalized_image=normalized_image,
-            drop_constant_tokens=drop_constant_tokens,
-            token_budget=token_budget,
-        )
-        tokenizer = (
-            DictTokenizer({key: make(space) for key, space in observation_space.items()}, embed_dim)
-            if isinstance(observation_space, spaces.Dict)
-            else make(observation_space)
-        )
+        tokenizer = SpaceTokenizers(
+            embed_dim,
+            patch_size,
+            numbers_per_token,
+            frames,
+            frames_as,
+            channels_first,
+            normalized_image,
+            drop_constant_tokens,
+            token_budget,
+            missing_as_nan,
+        ).make(observation_space)
         self._selections = [
             module.selection
             for module in tokenizer.modules()
@@ -220,6 +217,30 @@ class JepaExtractor(BaseFeaturesExtractor):
         """
         with measuring(self.standardizations):
             self.encoder.tokenizer(observations)
+
+    @th.no_grad()
+    def follow_inputs(self, observations: PyTorchObs) -> None:
+        """
+        Let the statistics of vectors and grids follow the data, so that what moves later, or moves away, is neither
+        clipped nor too small to be seen. The first linear layer makes up for it: what is computed stays the same, see
+        :meth:`~sb3_jepa.parts.InputStandardization.follow`. Images, whose range is known, stay as they were measured.
+
+        :param observations: Preprocessed observations
+        """
+        follow(self.encoder.tokenizer, observations)
+
+    @property
+    def follows_inputs(self) -> bool:
+        """Whether there are statistics that follow the data."""
+        is_measured = self.standardize_frames > 0 and self.n_inputs_to_measure == 0
+        return is_measured and any(standardization.follows for standardization in self.standardizations)
+
+    @property
+    def sees_nothing_vary(self) -> bool:
+        """Whether all observations that were measured are the same."""
+        if self.standardize_frames == 0 or not has_only_standardized(self.encoder.tokenizer):
+            return False
+        return all(one.n_seen > 0 and not one.varies for one in self.standardizations)
 
     def train(self, mode: bool = True) -> "JepaExtractor":
         """
@@ -335,121 +356,3 @@ def takes_nan(policy: nn.Module) -> bool:
     """
     extractors = [module for module in policy.modules() if isinstance(module, JepaExtractor)]
     return bool(extractors) and all(extractor.encoder.missing_as_nan for extractor in extractors)
-
-
-class GymnasiumFrames(nn.Module):
-    """Frames of Gymnasium's ``FrameStackObservation`` as channels, which Stable-Baselines3 takes for no image."""
-
-    def forward(self, frames: th.Tensor) -> th.Tensor:
-        """
-        :param frames: ``(batch, frames, height, width, channels)``, 0 to 255
-        :return: ``(batch, frames * channels, height, width)``, 0 to 1
-        """
-        return frames.permute(0, 1, 4, 2, 3).flatten(1, 2) / 255.0
-
-
-def make_tokenizer(
-    space: spaces.Space,
-    embed_dim: int,
-    patch_size: int,
-    frames: int | None,
-    frames_as: str,
-    normalized_image: bool,
-    drop_constant_tokens: bool = False,
-    token_budget: int | None = None,
-) -> nn.Module:
-    """
-    What turns preprocessed observations of a space into tokens; its inputs are standardised, where that makes sense.
-
-    :param space: Of one observation, or of one key of a ``Dict``
-    :param embed_dim: Width of a token
-    :param patch_size: Side of a square patch in pixels
-    :param frames: Number of stacked frames, or None to guess
-    :param frames_as: ``"changes"``, ``"channels"`` or ``"tokens"``
-    :param normalized_image: Whether to assume that images are already normalized
-    :param drop_constant_tokens: Whether to leave out the patches of images that are constant
-    :param token_budget: How many tokens an image keeps at most; None for all
-    :return: Module that returns ``(batch, tokens, embed_dim)``
-    :raises ValueError: If there is none for this space
-    """
-
-    def make_patches(n_channels: int, height: int, width: int, n_frames: int) -> nn.Module:
-        n_tokenized = n_frames if frames_as == "tokens" else 1
-        return StandardizedPatchTokenizer(
-            InputStandardization((n_channels, height, width), changes_of=n_frames if frames_as == "changes" else 1),
-            PatchTokenizer(n_tokenized, n_channels // n_tokenized, height, width, patch_size, embed_dim),
-            drop_constant_tokens,
-            token_budget,
-        )
-
-    if isinstance(space, spaces.Discrete):
-        return CategoryTokenizer([int(space.n)], embed_dim)
-    if isinstance(space, spaces.MultiDiscrete):
-        return CategoryTokenizer(space.nvec.flatten().tolist(), embed_dim)
-    if isinstance(space, spaces.MultiBinary):
-        return ColumnTokenizer(get_flattened_obs_dim(space), embed_dim)
-    if not isinstance(space, spaces.Box):
-        raise ValueError(
-            "JepaExtractor takes Box, Discrete, MultiDiscrete and MultiBinary observations and a Dict of these, "
-            f"got {space}"
-        )
-    if is_gymnasium_stack(space):
-        n_frames, height, width, n_channels = space.shape
-        return nn.Sequential(GymnasiumFrames(), make_patches(n_frames * n_channels, height, width, n_frames))
-    if len(space.shape) != 3:
-        n_columns = get_flattened_obs_dim(space)
-        if n_columns > MAX_COLUMNS:
-            raise ValueError(
-                f"JepaExtractor makes a token of each number of a vector, at most {MAX_COLUMNS}, got {n_columns} in "
-                f"{space}. An image has three dimensions (a single grey one has one channel) or is a uint8 stack of "
-                "Gymnasium's, (frames, height, width, channels)"
-            )
-        return nn.Sequential(InputStandardization(space.shape, per_input=True), ColumnTokenizer(n_columns, embed_dim))
-    _check_image(space, normalized_image)
-    n_channels, height, width = space.shape
-    frames = count_frames(n_channels) if frames is None else frames
-    if frames <= 0 or n_channels % frames != 0:
-        raise ValueError(
-            f"`frames` does not match the stack: frames={frames} frames of as many channels each "
-            f"cannot fill the {n_channels} channels of an observation of shape {space.shape}"
-        )
-    return make_patches(n_channels, height, width, frames)
-
-
-def is_gymnasium_stack(space: spaces.Box) -> bool:
-    """
-    :param space: Of one observation, or of one key of a ``Dict``
-    :return: Whether it is a stack of Gymnasium's ``FrameStackObservation``, ``(frames, height, width, channels)``
-    """
-    is_uint8 = space.dtype == np.uint8 and bool((space.low == 0).all() and (space.high == 255).all())
-    return len(space.shape) == 4 and is_uint8
-
-
-def count_frames(n_channels: int) -> int:
-    """
-    :param n_channels: Channels of an image
-    :return: How many stacked frames these probably are: RGB for 6, 9, 12, ... and grey otherwise
-    """
-    return n_channels // 3 if n_channels % 3 == 0 and n_channels > 3 else n_channels
-
-
-def _check_image(space: spaces.Box, normalized_image: bool) -> None:
-    if not is_image_space(space, normalized_image=normalized_image):
-        raise ValueError(
-            "JepaExtractor takes a 3-dimensional Box for an image, which is of dtype uint8 with bounds 0 and 255 "
-            "(or already normalized: with `normalize_images=False` in `policy_kwargs`, and if the policy is none of "
-            f"sb3_jepa with `normalized_image=True` in `features_extractor_kwargs`), got {space}. "
-            "If it is none, flatten it (gymnasium.wrappers.FlattenObservation)"
-        )
-    if not is_image_space_channels_first(space):
-        raise ValueError(
-            "JepaExtractor takes channels-first images (channels, height, width), "
-            f"got shape {space.shape}. Transpose them (VecTransposeImage does it for uint8 images)"
-        )
-    n_channels, height, width = space.shape
-    if n_channels >= min(height, width):
-        raise ValueError(
-            "JepaExtractor, like Stable-Baselines3, takes an image's smallest dimension for its channels, and that "
-            f"must not be in doubt: got {n_channels} channels of {height}x{width} pixels. Enlarge the image, stack "
-            "fewer frames, or flatten it (gymnasium.wrappers.FlattenObservation)"
-        )

@@ -17,7 +17,10 @@ def has_frames(space: spaces.Space) -> bool:
     :return: Whether its observations are images that :class:`FrameStacks` stores with less memory: channels first,
         ``(frames * channels, height, width)``, or Gymnasium's ``(frames, height, width, channels)``
     """
-    if not isinstance(space, spaces.Box) or len(space.shape) < 3 or space.shape[0] > min(space.shape[1:3]):
+    if not isinstance(space, spaces.Box) or len(space.shape) not in (3, 4):
+        return False
+    # The first axis of an image counts its channels only if they come first, that of a stack its frames
+    if len(space.shape) == 3 and space.shape[0] > min(space.shape[1:]):
         return False
     return int(np.prod(space.shape[1:])) * np.dtype(space.dtype).itemsize >= MIN_FRAME_BYTES
 

@@ -1,20 +1,31 @@
-"""The statistics that standardise the inputs: measured while an algorithm trains, without a step of its own."""
+"""The statistics that standardise the inputs: measured and kept up while an algorithm trains."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa.buffers import by_key, unkeyed
-from sb3_jepa.encoders import measure_inputs, n_inputs_to_measure
+from sb3_jepa.encoders import features_extractors, find_encoders, measure_inputs, n_inputs_to_measure
+from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import Objective
+from sb3_jepa.parts import DictTokenizer, InputStandardization, MomentumEncoder
+from sb3_jepa.parts.ranks import gather_batch, rank
 
 # Rows of a rollout that are evaluated at once
 BATCH_SIZE = 256
+# Observations that the statistics follow at once
+N_FOLLOWED = 1024
+# From here on, somebody should look at an input. Beyond 10, it is clipped
+MANY_DEVIATIONS = 30.0
 
 
 class Timeout(NamedTuple):
@@ -174,3 +185,163 @@ def _evaluate_recurrent(
 
 def _of_row(timeouts: list[Timeout], row: int) -> Iterator[Timeout]:
     return (timeout for timeout in timeouts if timeout.row == row)
+
+
+class FollowedInputs:
+    """
+    Lets the statistics of vectors and grids follow what is observed, between an update and the next rollout. What the
+    policy computes stays the same, see :meth:`~sb3_jepa.JepaExtractor.follow_inputs`.
+
+    :param model: That observes
+    """
+
+    def __init__(self, model: BaseAlgorithm):
+        self.model = model
+        self._observations: Any = None
+        self._n_steps_before = model.num_timesteps
+        self._told: set[str] = set()
+        self.sees_nothing_vary = False
+
+    @property
+    def _is_due(self) -> bool:
+        return any(extractor.follows_inputs for extractor in _context_extractors(self.model.policy))
+
+    def on_rollout_end(self, replay: Any = None) -> None:
+        """
+        Keep what was observed: a rollout buffer forgets it before the next rollout.
+
+        :param replay: What gives the ``latest`` observations of an off-policy algorithm
+        """
+        if not self._is_due:
+            return
+        if isinstance(self.model, OnPolicyAlgorithm):
+            buffer = self.model.rollout_buffer
+            rows = np.linspace(0, buffer.buffer_size * buffer.n_envs - 1, N_FOLLOWED).astype(np.int64)
+            steps, envs = np.divmod(np.unique(rows), buffer.n_envs)
+            observations = by_key(buffer.observations)
+            self._observations = unkeyed({key: array[steps, envs] for key, array in observations.items()})
+        else:
+            # Counted from the first step of the model, so that a training that goes on follows at the same steps
+            if self.model.num_timesteps // N_FOLLOWED > self._n_steps_before // N_FOLLOWED:
+                self._observations = replay.latest(N_FOLLOWED)
+            self._n_steps_before = self.model.num_timesteps
+
+    def follow(self, objectives: Mapping[str, Objective]) -> None:
+        """
+        Follow what was kept, if there is something. To be called between an update and the next rollout.
+
+        :param objectives: What the encoders learn, by the names of :func:`~sb3_jepa.encoders.find_encoders`
+        """
+        if self._observations is not None:
+            follow_inputs(self.model.policy, self._observations, objectives)
+            self._observations = None
+            self._tell_outliers()
+
+    def on_measured(self) -> None:
+        """Warn of inputs that say nothing, or are far away from their mean. To be called when all were measured."""
+        extractors = _context_extractors(self.model.policy)
+        self.sees_nothing_vary = bool(extractors) and all(extractor.sees_nothing_vary for extractor in extractors)
+        if self.sees_nothing_vary and rank() == 0:
+            n_seen = min(int(one.n_seen) for extractor in extractors for one in extractor.standardizations)
+            warnings.warn(
+                f"All {n_seen} observations that were measured are the same: there is nothing to learn from. Look at "
+                "what the environment returns (of black frames, whether it has a renderer and a display)",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._tell_outliers()
+
+    def _tell_outliers(self) -> None:
+        if rank() > 0:
+            return
+        found = {
+            f"{name} ({deviations:.0f})"
+            for extractor in _context_extractors(self.model.policy)
+            for name, deviations in outlying_inputs(extractor).items()
+            if name not in self._told
+        }
+        self._told.update(text.rpartition(" (")[0] for text in found)
+        if found:
+            warnings.warn(
+                f"Inputs are {MANY_DEVIATIONS:.0f} or more deviations away from their mean: "
+                f"{', '.join(sorted(found))}. "
+                "Beyond 10 they are clipped. If that is a failure of a sensor, clip it in the environment; if it is a "
+                "number that grows over orders of magnitude, take its logarithm",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _context_extractors(policy: BasePolicy) -> list[JepaExtractor]:
+    modules = [module for encoder in find_encoders(policy).values() for module in encoder.modules()]
+    return [module for module in modules if isinstance(module, JepaExtractor)]
+
+
+def outlying_inputs(extractor: JepaExtractor) -> dict[str, float]:
+    """
+    :param extractor: Whose inputs were measured
+    :return: By the names of the inputs that were far from their mean in the latest batch: how many deviations
+    """
+    tokenizer = extractor.encoder.tokenizer
+    if isinstance(tokenizer, DictTokenizer):
+        tokenizers = dict(zip(tokenizer.keys, tokenizer.tokenizers.values(), strict=True))
+    else:
+        tokenizers = {"the observation": tokenizer}
+    found = {}
+    for key, one in tokenizers.items():
+        for module in one.modules():
+            if isinstance(module, InputStandardization) and module.largest is not None:
+                largest = module.largest.flatten()
+                kind = "channel" if module.per == "channel" else "number"
+                for index in (largest > MANY_DEVIATIONS).nonzero()[:, 0].tolist():
+                    found[f"{kind} {index} of {key}"] = float(largest[index])
+    return found
+
+
+@th.no_grad()
+def follow_inputs(policy: BasePolicy, observations: Any, objectives: Mapping[str, Objective]) -> None:
+    """
+    Let the statistics of all that encode alike follow the data: encoders, their target networks and target encoders.
+    What is frozen stays as it is. To be called on all ranks, whose observations count alike.
+
+    :param policy: Of any algorithm
+    :param observations: ``(samples, *observation shape)``
+    :param objectives: What its encoders learn, by the names of :func:`~sb3_jepa.encoders.find_encoders`
+    """
+    tensors = by_key(obs_as_tensor(observations, policy.device))
+    of_all_ranks = unkeyed({key: gather_batch(tensor) for key, tensor in tensors.items()})
+    inputs = preprocess_obs(of_all_ranks, policy.observation_space, normalize_images=policy.normalize_images)
+    extractors = features_extractors(policy)
+    for path, extractor in extractors.items():
+        # A target network does what its original does
+        _follow(extractor, inputs, extractors.get(path.replace("_target.", ".", 1), extractor))
+    encoders = find_encoders(policy)
+    for name, objective in objectives.items():
+        if isinstance(objective.target_encoder, MomentumEncoder):
+            _follow(objective.target_encoder.encoder, inputs, encoders[name])
+
+
+def _follow(module: th.nn.Module, inputs: Any, original: th.nn.Module) -> None:
+    """
+    :param module: An extractor, which may be made of others
+    :param inputs: Of the module
+    :param original: Whose copy it is, and which says what is frozen
+    """
+    pairs = [
+        (part, whole)
+        for part, whole in zip(module.modules(), original.modules(), strict=True)
+        if isinstance(part, JepaExtractor) and isinstance(whole, JepaExtractor)
+    ]
+    following = [part for part, whole in pairs if part.follows_inputs and not whole.is_frozen]
+    if isinstance(module, JepaExtractor):
+        for part in following:
+            part.follow_inputs(inputs)
+        return
+    # What a part sees, only the whole knows
+    hooks = [part.register_forward_pre_hook(lambda one, args: one.follow_inputs(args[0])) for part in following]
+    try:
+        if following:
+            module(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -19,8 +19,8 @@ from stable_baselines3.common.vec_env import VecEnv
 import sb3_jepa
 from sb3_jepa.encoders import find_encoders
 from sb3_jepa.envs import make_pixel_vec_env
-from sb3_jepa.extractors import count_frames
 from sb3_jepa.policies import JointPolicy
+from sb3_jepa.tokenization import count_frames
 
 # Time steps and values
 Curve = tuple[np.ndarray, np.ndarray]

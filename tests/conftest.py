@@ -22,7 +22,7 @@ th.set_num_threads(1)
 
 # A small encoder that measures its inputs quickly: what a test needs that is not about either. (A2C writes its own
 # optimiser into the policy's arguments: give it a copy.)
-SMALL_EXTRACTOR = dict(embed_dim=16, num_heads=2, standardize_frames=32)
+SMALL_EXTRACTOR = dict(embed_dim=16, num_heads=2, patch_size=16, standardize_frames=32)
 SMALL_POLICY = dict(features_extractor_kwargs=SMALL_EXTRACTOR, net_arch=[16])
 SMALL_PPO = dict(n_steps=16, batch_size=16, n_epochs=2, seed=0, device="cpu")
 

@@ -134,7 +134,7 @@ def test_statistics_are_those_of_the_numbers_that_there_are():
     inputs = inputs.masked_fill(th.rand(100, 4) < th.tensor([0.0, 0.5, 0.9, 0.2]), th.nan)
     # One is missing in a whole batch, as the sensor of an episode is
     inputs[:40, 1] = th.nan
-    standardization = InputStandardization((4,), per_input=True)
+    standardization = InputStandardization((4,), per="input")
     for batch in inputs.split((40, 25, 35)):
         standardization.update(batch)
     columns = [column[~column.isnan()] for column in inputs.T]
@@ -142,7 +142,7 @@ def test_statistics_are_those_of_the_numbers_that_there_are():
     assert th.allclose(standardization.variance, th.stack([column.var(correction=0) for column in columns]), rtol=1e-3)
     assert th.equal(standardization(inputs).isnan(), inputs.isnan())
     # What was measured and loaded may be measured on
-    other = InputStandardization((4,), per_input=True)
+    other = InputStandardization((4,), per="input")
     other.load_state_dict(standardization.state_dict())
     other.update(inputs)
     assert th.allclose(other.mean[0], standardization.mean[0], atol=1e-4)

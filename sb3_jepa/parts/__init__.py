@@ -10,6 +10,12 @@ from sb3_jepa.parts.losses import (
 )
 from sb3_jepa.parts.masks import BlockMasks, Masks, MaskSampler, SubsetMasks
 from sb3_jepa.parts.neighbors import NeighborAggregation
+from sb3_jepa.parts.patches import (
+    PatchTokenizer,
+    StandardizedGridTokenizer,
+    StandardizedPatchTokenizer,
+    default_patch_size,
+)
 from sb3_jepa.parts.predictors import ActionConditionedPredictor, MaskedPredictor, position_code
 from sb3_jepa.parts.standardization import InputStandardization, measuring
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
@@ -17,8 +23,7 @@ from sb3_jepa.parts.tokenizers import (
     CategoryTokenizer,
     ColumnTokenizer,
     DictTokenizer,
-    PatchTokenizer,
-    StandardizedPatchTokenizer,
+    StandardizedColumnTokenizer,
 )
 from sb3_jepa.parts.transformer import TransformerEncoder
 
@@ -35,12 +40,15 @@ __all__ = [
     "MomentumEncoder",
     "NeighborAggregation",
     "PatchTokenizer",
+    "StandardizedColumnTokenizer",
+    "StandardizedGridTokenizer",
     "StandardizedPatchTokenizer",
     "SubsetMasks",
     "TargetEncoder",
     "TransformerEncoder",
     "attach_loss",
     "covariance_loss",
+    "default_patch_size",
     "deviation_loss",
     "embedding_variance",
     "measuring",

@@ -1,4 +1,4 @@
-"""Input standardisation with frozen statistics."""
+"""Input standardisation: statistics that are measured once, and follow the data without changing what is computed."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,32 +9,42 @@ from torch import nn
 
 # As VecNormalize's clip_obs
 CLIP = 10.0
+# A value counts as an outlier if it is so many times further from the median than nearly all others
+OUTLIER_FACTOR, ORDINARY_FRACTION = 4.0, 0.99
+# Of so many observations, the latest, are statistics that follow the data
+WINDOW = 10_000
+# The weights make up for a deviation that has changed by at most this factor since it was first measured
+MAX_RESCALING = 10.0
+# A deviation below this fraction of the mean is float32's rounding
+ROUNDING = 5e-7
 
 
 class InputStandardization(nn.Module):
     r"""
-    Subtract each input's mean and divide by one common deviation, both measured once and then frozen:
-    :math:`x' = (x - \mu) / \sigma`, with :math:`\sigma^2` the mean over all inputs of their variance.
+    Subtract each input's mean and divide by a deviation, :math:`x' = (x - \mu) / \sigma`.
 
-    Rendered frames are mostly constant background. An encoder that sees them raw gives nearly the same embedding for
-    all of them: it is born collapsed, and the prediction loss holds it there. A deviation per input would blow up those
-    that hardly changed while they were measured; one common deviation is safe for what was not seen yet.
+    Of images, both are measured once and then frozen, and all inputs have one common deviation, with :math:`\sigma^2`
+    the mean over all inputs of their variance. Rendered frames are mostly constant background. An encoder that sees
+    them raw gives nearly the same embedding for all of them: it is born collapsed, and the prediction loss holds it
+    there. A deviation per input would blow up those that hardly changed while they were measured; one common deviation
+    is safe for what was not seen yet.
 
     From stacked frames, where things are can be read at once, but how fast they move only from small differences
     between large numbers. With ``changes_of=k`` frames, the input becomes the newest frame and the changes from each
     frame to the next, :math:`(f_k, f_2 - f_1, \dots, f_k - f_{k-1})`, each of the ``k`` with a deviation of its own:
     the same information, in a form that is learned sooner.
 
-    The columns of a vector have units of their own. With ``per_input``, so has the deviation, and the result is clipped
-    to [-10, 10], as Stable-Baselines3's ``VecNormalize`` does, against columns that hardly changed at first. NaN, a
-    number that is missing, stays NaN and is not measured.
+    The columns of a vector, and the channels of a grid, have units of their own. With ``per="input"`` or
+    ``per="channel"``, each has its own mean and deviation. Single values far from all others do not count, and the
+    result is clipped to [-10, 10], as Stable-Baselines3's ``VecNormalize`` does. NaN, a number that is missing, stays
+    NaN and is not measured. These statistics :meth:`follow` the data for the whole training.
 
     The statistics are buffers: they travel in the state dict. Until :meth:`update` was called, nothing is subtracted
     and nothing divided.
 
-    :param shape: Shape of one input, without the batch
+    :param shape: Shape of one input, without the batch; channels first
     :param changes_of: Number of frames, oldest first, along the first dimension of an input
-    :param per_input: Whether each input has a deviation of its own
+    :param per: What has a deviation of its own: ``"frame"``, ``"channel"`` or ``"input"``
     """
 
     mean: th.Tensor
@@ -43,42 +53,116 @@ class InputStandardization(nn.Module):
     n_seen: th.Tensor
     # How often each number was there
     n_present: th.Tensor | None
+    # As it was when the input was first seen to vary; 0 until then
+    first_deviation: th.Tensor | None
 
-    def __init__(self, shape: Sequence[int], changes_of: int = 1, per_input: bool = False):
+    def __init__(self, shape: Sequence[int], changes_of: int = 1, per: str = "frame"):
         super().__init__()
         self.changes_of = changes_of
-        self.per_input = per_input
+        self.per = per
         self.is_measuring = False
-        self.register_buffer("mean", th.zeros(tuple(shape)))
-        self.register_buffer("variance", th.zeros(tuple(shape)))
-        self.register_buffer("deviation", th.ones(shape if per_input else (shape[0], *[1] * (len(shape) - 1))))
+        # In the latest batch, how many deviations each input was at most away from its mean; 0 where nearly all are one
+        self.largest: th.Tensor | None = None
+        of_channel = (shape[0], *[1] * (len(shape) - 1)) if len(shape) > 0 else ()
+        measured = of_channel if per == "channel" else tuple(shape)
+        self.register_buffer("mean", th.zeros(measured))
+        self.register_buffer("variance", th.zeros(measured))
+        self.register_buffer("deviation", th.ones(tuple(shape) if per == "input" else of_channel))
         self.register_buffer("n_seen", th.zeros((), dtype=th.long))
-        n_present = th.zeros(tuple(shape), dtype=th.long) if per_input else None
-        self.register_buffer("n_present", n_present, persistent=False)
+        self.register_buffer("n_present", th.zeros(measured, dtype=th.long) if self.follows else None)
+        self.register_buffer("first_deviation", th.zeros(measured) if self.follows else None)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        # Files do not tell
-        if self.n_present is not None:
-            self.n_present.copy_(self.n_seen)
+    @property
+    def follows(self) -> bool:
+        """Whether the statistics follow the data."""
+        return self.per != "frame"
+
+    @property
+    def varies(self) -> th.Tensor:
+        """Whether anything has varied while it was measured, a scalar."""
+        return (self.variance > 0).any()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Files of older versions do not tell
+        if self.n_present is not None and f"{prefix}n_seen" in state_dict:
+            n_seen = state_dict[f"{prefix}n_seen"]
+            state_dict.setdefault(f"{prefix}n_present", n_seen.expand_as(self.n_present).clone())
+        if self.first_deviation is not None and f"{prefix}variance" in state_dict:
+            state_dict.setdefault(f"{prefix}first_deviation", state_dict[f"{prefix}variance"].sqrt())
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @th.no_grad()
     def update(self, inputs: th.Tensor) -> None:
         """
-        Merge a batch into the statistics (Chan, Golub and LeVeque 1979).
+        Merge a batch into the statistics (Chan, Golub and LeVeque 1979). This changes what is computed.
 
         :param inputs: ``(batch, *shape)``
         """
-        variance, mean = self._of_batch(self._changes(inputs))
-        n_before, n_after = self.n_seen.clone(), self.n_seen.add_(len(inputs))
+        self._merge(inputs)
+        if self.first_deviation is not None:
+            self.first_deviation.copy_(th.where(self.variance > 0, self.deviation, 0.0))
+
+    @th.no_grad()
+    def follow(self, inputs: th.Tensor, mean_stays: bool = False) -> tuple[th.Tensor, th.Tensor]:
+        r"""
+        Let the statistics follow the data: they are those of the latest 10,000 observations then. What comes next can
+        make up for it, as PopArt does for outputs (van Hasselt et al. 2016, arXiv 1602.07714): with weights that are
+        multiplied by the ratio :math:`r = \sigma' / \sigma`, and with a bias to which these new weights times the shift
+        :math:`(\mu' - \mu) / \sigma'` are added, it computes what it has computed, of all that is not clipped.
+
+        The ratio is limited: after all updates, the weights have grown or shrunk at most tenfold. An input that moves
+        much more than it once did, or that has never moved, has no weights worth keeping; it is better learned anew
+        than to let weights grow a thousandfold, which no learning rate fits.
+
+        :param inputs: ``(batch, *shape)``
+        :param mean_stays: Whether to leave the mean as it is, and to measure the deviation from it
+        :return: Ratio and shift, of the shape of the mean
+        """
+        assert self.first_deviation is not None
+        mean, deviation, first = self.mean.clone(), self.deviation.clone(), self.first_deviation
+        self._merge(inputs, WINDOW, mean_stays)
+        varied = first > 0
+        first.copy_(th.where(~varied & (self.variance > 0), self.deviation, first))
+        before, after = (
+            (one / first.clamp(min=th.finfo(first.dtype).tiny)).clamp(1 / MAX_RESCALING, MAX_RESCALING)
+            for one in (deviation, self.deviation)
+        )
+        return th.where(varied, after / before, 1.0), (self.mean - mean) / self.deviation
+
+    def _rows(self, inputs: th.Tensor) -> th.Tensor:
+        """What is measured, ``(rows, *shape of the mean)``."""
+        inputs = self._changes(inputs)
+        if self.per == "channel":
+            inputs = inputs.movedim(1, -1).reshape(-1, *self.mean.shape)
+        return inputs
+
+    def _merge(self, inputs: th.Tensor, window: int | None = None, mean_stays: bool = False) -> None:
+        all_rows = self._rows(inputs)
+        rows, is_spread = without_outliers(all_rows) if self.follows else (all_rows, None)
+        variance, mean = self._of_batch(rows)
+        if mean_stays:
+            variance, mean = variance + (mean - self.mean).square(), self.mean
+        n_before, n_new = self.n_seen.clone(), th.full_like(self.n_seen, len(inputs))
+        self.n_seen.add_(len(inputs))
         if self.n_present is not None:
-            n_before, n_after = self.n_present.clone(), self.n_present.add_((~inputs.isnan()).sum(dim=0))
+            n_before, n_new = self.n_present.clone(), (~rows.isnan()).sum(dim=0)
+            self.n_present.add_(n_new)
+        if window is not None:
+            n_before = n_before.clamp(max=window * (len(rows) // len(inputs)))
         # Of what was never there, neither changes
-        fraction = 1.0 - n_before / n_after.clamp(min=1)
+        fraction = n_new / (n_before + n_new).clamp(min=1)
         difference = mean - self.mean
         self.variance.lerp_(variance, fraction).add_(difference.square() * fraction * (1.0 - fraction))
         self.mean.add_(difference * fraction)
-        if self.per_input:
+        if self.follows:
+            self.variance.masked_fill_(self.variance.sqrt() <= ROUNDING * self.mean.abs(), 0.0)
+        self._set_deviation()
+        if is_spread is not None:
+            far = ((all_rows - self.mean) / self.deviation).abs().nan_to_num(0.0).amax(dim=0)
+            self.largest = far.masked_fill(~is_spread, 0.0)
+
+    def _set_deviation(self) -> None:
+        if self.follows:
             deviation = self.variance.sqrt()
         else:
             deviation = self.variance.reshape(self.changes_of, -1).mean(dim=1).sqrt()
@@ -86,13 +170,13 @@ class InputStandardization(nn.Module):
         # Inputs that never changed leave nothing to divide by
         self.deviation.copy_(th.where(deviation > 0, deviation, 1.0))
 
-    def _of_batch(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        if not self.per_input:
-            return th.var_mean(inputs, dim=0, correction=0)
-        mean = inputs.nanmean(dim=0)
+    def _of_batch(self, rows: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        if not self.follows:
+            return th.var_mean(rows, dim=0, correction=0)
+        mean = rows.nanmean(dim=0)
         # Of a column that is missing in the whole batch, nothing is new
         mean = th.where(mean.isnan(), self.mean, mean)
-        variance = (inputs - mean).square().nanmean(dim=0)
+        variance = (rows - mean).square().nanmean(dim=0)
         return th.where(variance.isnan(), self.variance, variance), mean
 
     def _changes(self, inputs: th.Tensor) -> th.Tensor:
@@ -131,7 +215,25 @@ class InputStandardization(nn.Module):
         if self.is_measuring:
             self.update(inputs)
         standardized = (self._changes(inputs) - self.mean).div_(self.deviation)
-        return standardized.clamp_(-CLIP, CLIP) if self.per_input else standardized
+        return standardized.clamp_(-CLIP, CLIP) if self.follows else standardized
+
+
+def without_outliers(rows: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Move values that are far from all others closer. Far is more than four times as far from the median as 99 in 100
+    values are (as all but one are, of few): of normally distributed values, beyond ten deviations.
+
+    :param rows: ``(rows, ...)``; NaN stays NaN
+    :return: The same, with the outliers at that limit; and where there is one. Where 99 in 100 values are the same,
+        those that are not are what there is to tell, and none is an outlier.
+    """
+    center = rows.nanmedian(dim=0).values
+    distances = (rows - center).abs().nan_to_num(0.0)
+    n_ordinary = 1 + int(ORDINARY_FRACTION * (len(rows) - 1))
+    ordinary = distances.movedim(0, -1).contiguous().kthvalue(n_ordinary).values
+    is_spread = ordinary > 0
+    limit = th.where(is_spread, OUTLIER_FACTOR * ordinary, th.inf)
+    return rows.clamp(center - limit, center + limit), is_spread
 
 
 @contextmanager

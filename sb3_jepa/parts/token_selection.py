@@ -9,7 +9,7 @@ from sb3_jepa.parts.standardization import InputStandardization
 from sb3_jepa.parts.versions import Versions
 
 if TYPE_CHECKING:
-    from sb3_jepa.parts.tokenizers import PatchTokenizer
+    from sb3_jepa.parts.patches import PatchTokenizer
 
 
 class TokenSelection:

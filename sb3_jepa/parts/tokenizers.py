@@ -1,6 +1,5 @@
-"""Tokenizers: what becomes a token."""
+"""Tokenizers of numbers and categories, and of several inputs together."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,307 +7,141 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_jepa.parts.patches import StandardizedPatchTokenizer
 from sb3_jepa.parts.standardization import InputStandardization
-from sb3_jepa.parts.token_selection import TokenSelection, take_places
-
-# Below this, the tokens of images are made step by step
-MIN_IMAGES_TO_FOLD = 16
-# Of the patches, for the others to be worth leaving out
-MAX_SHARE_IN_FRONT = 0.75
-
-
-class PatchTokenizer(nn.Module):
-    """
-    Patches of a stack of frames, each with a learned code for its place: ``(row, column)`` in the image and, if there
-    are several, the frame (*JEPA for RL*, arXiv 2504.16591, section 3).
-
-    :param frames: Number of stacked frames ``k``, whose patches are tokens of their own. With 1 and ``k`` times the
-        channels, the ``k`` patches of one place form one token, a tubelet: ``k`` times fewer tokens.
-    :param channels: Channels of one frame (1 for grey, 3 for RGB)
-    :param height: Height of a frame in pixels
-    :param width: Width of a frame in pixels
-    :param patch_size: Side of a square patch in pixels. Where it does not divide height or width, zeros are added below
-        or to the right.
-    :param embed_dim: Width of a token
-    :raises ValueError: If the image is smaller than a patch
-    """
-
-    def __init__(
-        self,
-        frames: int,
-        channels: int,
-        height: int,
-        width: int,
-        patch_size: int = 16,
-        embed_dim: int = 64,
-    ):
-        super().__init__()
-        if patch_size <= 0:
-            raise ValueError(f"`patch_size` must be positive, got {patch_size}")
-        if height < patch_size or width < patch_size:
-            raise ValueError(
-                f"An image of {height}x{width} pixels is smaller than a patch: `patch_size` is {patch_size}"
-            )
-        self.frames = frames
-        self.patch_size = patch_size
-        self.n_rows, self.n_columns = -(-height // patch_size), -(-width // patch_size)
-        # As F.pad wants it: left, right, above, below
-        self.padding = (0, self.n_columns * patch_size - width, 0, self.n_rows * patch_size - height)
-        self.projection = nn.Linear(channels * patch_size**2, embed_dim)
-        self.row_code = nn.Parameter(th.zeros(self.n_rows, 1, embed_dim))
-        self.column_code = nn.Parameter(th.zeros(self.n_columns, embed_dim))
-        self.frame_code = nn.Parameter(th.zeros(frames, 1, 1, embed_dim)) if frames > 1 else None
-        self.reset_parameters()
-
-    @property
-    def token_shape(self) -> tuple[int, ...]:
-        """How the tokens of an observation are laid out: ``(frames, rows, columns)``."""
-        return self.frames, self.n_rows, self.n_columns
-
-    @property
-    def n_inputs(self) -> list[int]:
-        """Number of inputs of each token."""
-        return [self.projection.in_features] * math.prod(self.token_shape)
-
-    def token_inputs(self, images: th.Tensor) -> th.Tensor:
-        """
-        :param images: As of :meth:`forward`
-        :return: Their pixels, ``(batch, tokens, pixels)``
-        """
-        return self.patches(images).flatten(1, 3)
-
-    def reset_parameters(self) -> None:
-        """Initialise: Xavier-uniform projection with zero bias, small random codes (as in the original ViT)."""
-        nn.init.xavier_uniform_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
-        for code in (self.row_code, self.column_code, self.frame_code):
-            if code is not None:
-                nn.init.normal_(code, std=0.02)
-
-    def forward(self, images: th.Tensor, places: th.Tensor | None = None) -> th.Tensor:
-        """
-        :param images: ``(batch, frames * channels, height, width)``, frames in order, oldest first
-        :param places: Of the patches that become tokens, ``(tokens,)`` or ``(batch, tokens)``; None for all
-        :return: ``(batch, tokens, embed_dim)``, ordered by frame, row, column
-        """
-        if places is None:
-            return (self.projection(self.patches(images)) + self.place_code).flatten(1, 3)
-        patches = take_places(self.patches(images).flatten(1, 3), places)
-        return self.projection(patches) + F.embedding(places, self.place_code.flatten(0, 2))
-
-    def patches(self, images: th.Tensor) -> th.Tensor:
-        """
-        :param images: As of :meth:`forward`
-        :return: Their pixels, ``(batch, frames, rows, columns, pixels)``
-        """
-        if any(self.padding):
-            images = F.pad(images, self.padding)
-        patches = images.reshape(
-            images.shape[0], self.frames, -1, self.n_rows, self.patch_size, self.n_columns, self.patch_size
-        )  # (batch, frames, channels, rows, patch, columns, patch)
-        return patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
-
-    @property
-    def place_code(self) -> th.Tensor:
-        """What is added to a token for its place, ``(frames or 1, rows, columns, embed_dim)``."""
-        place = (self.row_code + self.column_code)[None]
-        return place if self.frame_code is None else place + self.frame_code
-
-
-class StandardizedPatchTokenizer(nn.Sequential):
-    r"""
-    Standardised patches in one matrix product. Standardisation is linear, and so is the projection of a patch: in the
-    place of each pixel, the weights are standardised, :math:`W (C x - C \mu) / \sigma = (W C / \sigma) (x - \mu)` with
-    :math:`C` for the changes from frame to frame. Images may be bytes, 0 to 255, as they are stored.
-
-    :param standardization: Of images
-    :param tokenizer: Of their patches
-    :param drop_constant_tokens: Whether to leave out the patches that never changed while the images were measured,
-        see :class:`~sb3_jepa.parts.token_selection.TokenSelection`
-    :param token_budget: How many tokens each image keeps at most, those that differ most from what is already known;
-        None for all
-    """
-
-    def __init__(
-        self,
-        standardization: InputStandardization,
-        tokenizer: PatchTokenizer,
-        drop_constant_tokens: bool = False,
-        token_budget: int | None = None,
-    ):
-        super().__init__(standardization, tokenizer)
-        self.selection: TokenSelection | None = None
-        if drop_constant_tokens or token_budget is not None:
-            self.selection = TokenSelection(standardization, tokenizer, drop_constant_tokens, token_budget)
-
-    @property
-    def standardization(self) -> InputStandardization:
-        """What standardises the images."""
-        return self[0]  # type: ignore[return-value]
-
-    @property
-    def tokenizer(self) -> PatchTokenizer:
-        """What makes tokens of their patches."""
-        return self[1]  # type: ignore[return-value]
-
-    def places(self, images: th.Tensor) -> th.Tensor | None:
-        """
-        :param images: As of :meth:`forward`
-        :return: The places of their tokens, ``(tokens,)`` if they are the same in all images, else
-            ``(batch, tokens)``; None if there is a token for each place
-        """
-        return None if self.selection is None else self.selection.places(self.tokenizer.patches(images).flatten(1, 3))
-
-    def forward(self, images: th.Tensor) -> th.Tensor:
-        """
-        :param images: ``(batch, frames * channels, height, width)``, uint8 from 0 to 255, or already scaled to [0, 1]
-        :return: ``(batch, tokens, embed_dim)``, ordered by frame, row, column
-        """
-        scale = 1.0 / 255.0 if images.dtype == th.uint8 else 1.0
-        if self._goes_step_by_step(images):
-            return self.tokenizer(self.standardization(images * scale), self.places(images))
-        return self._forward_folded(images, scale)
-
-    def token_inputs(self, images: th.Tensor) -> th.Tensor:
-        """
-        :param images: As of :meth:`forward`
-        :return: The standardised pixels of all places, ``(batch, places, pixels)``
-        """
-        images = images / 255.0 if images.dtype == th.uint8 else images
-        return self.tokenizer.token_inputs(self.standardization(images))
-
-    def _goes_step_by_step(self, images: th.Tensor) -> bool:
-        # When it is exported, the number of images is not known
-        if self.standardization.is_measuring or th.compiler.is_exporting():
-            return True
-        # In weights that are rounded, frames and the changes between them would not cancel
-        if th.is_autocast_enabled(images.device.type):
-            return True
-        # The weights are soon standardised, but not sooner than a few images. One graph is for any number of them
-        return not th.compiler.is_compiling() and len(images) < MIN_IMAGES_TO_FOLD
-
-    def _forward_folded(self, images: th.Tensor, scale: float) -> th.Tensor:
-        standardization, tokenizer = self.standardization, self.tokenizer
-        weight = tokenizer.projection.weight
-        by_frame = weight.unflatten(1, (standardization.changes_of, -1))  # (embed_dim, frames, pixels of a frame)
-        # One deviation for all pixels of a frame; of frames that are tokens of their own, one for all
-        deviation = standardization.deviation.view(standardization.changes_of, -1)[:, :1]
-        of_pixels = standardization.changes_to_frames(by_frame / deviation)
-        # Before the product and not after it: the difference of two large numbers would not be exact
-        mean = tokenizer.patches(standardization.mean_of_frames[None] / scale)
-        patches, code = tokenizer.patches(images), tokenizer.place_code
-        patches, mean, code = (one.flatten(1, 3) for one in (patches, mean, code[None]))
-        places = None if self.selection is None else self.selection.places(patches)
-        if places is not None:
-            patches = take_places(patches, places)
-            mean, code = (F.embedding(places, one[0]) for one in (mean, code))
-        code = code + tokenizer.projection.bias
-        weight = (of_pixels * scale).flatten(1)
-        # On other devices, to ask how many patches differ would mean to wait for them
-        if places is None and patches.dtype == th.uint8 and patches.device.type == "cpu":
-            products = self._project_foreground(patches, mean, weight)
-            if products is not None:
-                return products + code
-        # What bytes become is new, and may be changed in place: to allocate so much again takes several times as long
-        patches = patches.to(weight.dtype).sub_(mean) if patches.dtype == th.uint8 else patches - mean
-        return F.linear(patches, weight) + code
-
-    @staticmethod
-    def _project_foreground(patches: th.Tensor, mean: th.Tensor, weight: th.Tensor) -> th.Tensor | None:
-        """
-        Most patches of a rendered frame are background: equal to the mean, byte for byte, in all images. One product is
-        theirs, and the others have one each.
-
-        :param patches: ``(batch, places, pixels)``, uint8
-        :param mean: ``(1, places, pixels)``, of the same scale
-        :param weight: ``(embed_dim, pixels)``
-        :return: ``(batch, places, embed_dim)``; None if most patches differ, or while a graph is made
-        """
-        if th.compiler.is_compiling():
-            return None
-        background = mean.round().to(th.uint8)
-        # Several bytes at once
-        n_pixels = patches.shape[-1]
-        dtype = th.int64 if n_pixels % 8 == 0 else th.int32 if n_pixels % 4 == 0 else th.uint8
-        differs = (patches.view(dtype) != background.view(dtype)).any(dim=-1)
-        rows = differs.flatten().nonzero()[:, 0]
-        if len(rows) > MAX_SHARE_IN_FRONT * differs.numel():
-            return None
-        in_front = patches.flatten(0, 1).index_select(0, rows).to(weight.dtype)
-        in_front.sub_(mean[0].index_select(0, rows % patches.shape[1]))
-        products = F.linear(background - mean, weight).expand(len(patches), -1, -1).flatten(0, 1)
-        return products.index_copy(0, rows, F.linear(in_front, weight)).unflatten(0, (len(patches), -1))
 
 
 class ColumnTokenizer(nn.Module):
-    """
-    Each number of a vector is a token: a learned direction times the number, plus a learned code that says which one it
-    is (the feature tokenizer of *FT-Transformer*, Gorishniy et al. 2021, arXiv 2106.11959, section 3.1).
+    r"""
+    Numbers of a vector as tokens. By default each is one: a learned direction times the number, plus a learned code
+    that says which one it is (the feature tokenizer of *FT-Transformer*, Gorishniy et al. 2021, arXiv 2106.11959,
+    section 3.1). Of a long vector, a token may hold several neighbours, and is the sum of their directions times their
+    numbers, plus a code, :math:`T_j = c_j + \sum_{i \in j} x_i d_i`.
 
     :param n_columns: Length of the vector
     :param embed_dim: Width of a token
+    :param numbers_per_token: How many neighbours a token holds; the last one holds what is left
+    :param missing_as_nan: Whether NaN says that a number is missing. A token is NaN then, and without gradient, if all
+        its numbers are missing; where only some are, they count as 0, the mean of what is standardised. Otherwise what
+        holds NaN is NaN.
     """
 
-    def __init__(self, n_columns: int, embed_dim: int = 64):
+    def __init__(self, n_columns: int, embed_dim: int = 64, numbers_per_token: int = 1, missing_as_nan: bool = False):
         super().__init__()
-        self.direction = nn.Parameter(th.empty(n_columns, embed_dim))
-        self.code = nn.Parameter(th.empty(n_columns, embed_dim))
+        self.n_columns, self.numbers_per_token, self.missing_as_nan = n_columns, numbers_per_token, missing_as_nan
+        n_tokens = -(-n_columns // numbers_per_token)
+        # As if the last token were full: what it lacks is zero
+        self.n_missing = n_tokens * numbers_per_token - n_columns
+        self.direction = nn.Parameter(th.empty(n_columns + self.n_missing, embed_dim))
+        self.code = nn.Parameter(th.empty(n_tokens, embed_dim))
         self.reset_parameters()
 
     @property
     def token_shape(self) -> tuple[int, ...]:
-        """How the tokens of an observation are laid out: ``(n_columns,)``."""
+        """How the tokens of an observation are laid out: ``(tokens,)``."""
         return (len(self.code),)
 
     @property
     def n_inputs(self) -> list[int]:
         """Number of inputs of each token."""
-        return [1] * len(self.code)
+        *full, _ = [self.numbers_per_token] * len(self.code)
+        return [*full, self.numbers_per_token - self.n_missing]
 
     def token_inputs(self, vectors: th.Tensor) -> th.Tensor:
         """
         :param vectors: As of :meth:`forward`
-        :return: ``(batch, n_columns, 1)``
+        :return: ``(batch, tokens, numbers_per_token)``, with zeros for what the last token lacks
         """
-        return vectors.reshape(vectors.shape[0], -1, 1)
+        return F.pad(vectors.flatten(1), (0, self.n_missing)).unflatten(1, (-1, self.numbers_per_token))
 
     def reset_parameters(self) -> None:
         """Initialise uniformly, with the bounds that ``nn.Linear`` would have (as in FT-Transformer)."""
         bound = self.direction.shape[1] ** -0.5
-        for parameter in (self.direction, self.code):
-            nn.init.uniform_(parameter, -bound, bound)
+        nn.init.uniform_(self.direction, -bound, bound)
+        nn.init.uniform_(self.code, -bound, bound)
+        # However many a token holds, its size is the same
+        with th.no_grad():
+            self.direction.mul_(self.numbers_per_token**-0.5)
+
+    @th.no_grad()
+    def absorb(self, ratio: th.Tensor, shift: th.Tensor) -> None:
+        """
+        Make up for inputs that are standardised in another way, see
+        :meth:`~sb3_jepa.parts.standardization.InputStandardization.follow`.
+
+        :param ratio: What the weights of each number are multiplied by
+        :param shift: By how much each number has moved, in its new deviations
+        """
+        direction = self.direction[: self.n_columns]
+        direction.mul_(ratio.reshape(-1, 1))
+        moved = F.pad(direction * shift.reshape(-1, 1), (0, 0, 0, self.n_missing))
+        self.code.add_(moved.unflatten(0, (-1, self.numbers_per_token)).sum(dim=1))
 
     def forward(self, vectors: th.Tensor) -> th.Tensor:
         """
         :param vectors: ``(batch, *shape)`` of ``n_columns`` numbers each
-        :return: ``(batch, n_columns, embed_dim)``. The token of a number that is NaN is NaN, without gradient.
+        :return: ``(batch, tokens, embed_dim)``
         """
         inputs = self.token_inputs(vectors)
-        if not th.is_grad_enabled():
-            return th.addcmul(self.code, inputs, self.direction)
+        if not self.missing_as_nan:
+            return self._embed(inputs)
         is_nan = inputs.isnan()
         # Nothing times NaN is NaN: a token that is left out would still spoil the gradient of its direction
-        tokens = th.addcmul(self.code, inputs.masked_fill(is_nan, 0.0), self.direction)
-        return tokens.masked_fill(is_nan, th.nan)
+        tokens = self._embed(inputs.masked_fill(is_nan, 0.0))
+        if self.n_missing > 0:
+            is_nan[:, -1, -self.n_missing :] = True
+        return tokens.masked_fill(is_nan.all(dim=2, keepdim=True), th.nan)
+
+    def _embed(self, inputs: th.Tensor) -> th.Tensor:
+        if self.numbers_per_token == 1:
+            return th.addcmul(self.code, inputs, self.direction)
+        direction = self.direction.unflatten(0, (-1, self.numbers_per_token))  # (tokens, numbers, embed_dim)
+        return th.baddbmm(self.code[:, None], inputs.transpose(0, 1), direction).transpose(0, 1)
+
+
+class StandardizedColumnTokenizer(nn.Sequential):
+    """
+    Standardised numbers as tokens. Their statistics follow the data.
+
+    :param standardization: Of the numbers, each on its own
+    :param tokenizer: Of what is standardised
+    """
+
+    def __init__(self, standardization: InputStandardization, tokenizer: ColumnTokenizer):
+        super().__init__(standardization, tokenizer)
+
+    def follow(self, vectors: th.Tensor) -> None:
+        """
+        Let the statistics follow the data; tokens stay as they are, see
+        :meth:`~sb3_jepa.parts.standardization.InputStandardization.follow`.
+
+        :param vectors: ``(batch, *shape)``
+        """
+        self[1].absorb(*self[0].follow(vectors))  # type: ignore[operator]
 
 
 class CategoryTokenizer(nn.Module):
     """
-    Each categorical variable is a token: the learned embedding of its category.
+    Each categorical variable is a token: the learned embedding of its category. Of many variables, a token may hold
+    several neighbours, and is the sum of their embeddings.
 
     :param sizes: Number of categories of each variable
     :param embed_dim: Width of a token
+    :param variables_per_token: How many neighbours a token holds; the last one holds what is left
     """
 
-    def __init__(self, sizes: Sequence[int], embed_dim: int = 64):
+    def __init__(self, sizes: Sequence[int], embed_dim: int = 64, variables_per_token: int = 1):
         super().__init__()
-        self.sizes = [int(size) for size in sizes]
+        starts = range(0, len(sizes), variables_per_token)
+        # Of all the variables of a token together
+        self.sizes = [sum(int(size) for size in sizes[start : start + variables_per_token]) for start in starts]
+        self.variables_per_token = variables_per_token
         self.embedding = nn.Parameter(th.empty(sum(self.sizes), embed_dim))
         self.reset_parameters()
 
     @property
     def token_shape(self) -> tuple[int, ...]:
-        """How the tokens of an observation are laid out: ``(variables,)``."""
+        """How the tokens of an observation are laid out: ``(tokens,)``."""
         return (len(self.sizes),)
 
     @property
@@ -319,7 +152,7 @@ class CategoryTokenizer(nn.Module):
     def token_inputs(self, one_hot: th.Tensor) -> th.Tensor:
         """
         :param one_hot: As of :meth:`forward`
-        :return: ``(batch, variables, categories)``, with zeros for the categories that a variable does not have
+        :return: ``(batch, tokens, categories)``, with zeros for the categories that a token does not have
         """
         width = max(self.sizes)
         variables = one_hot.flatten(1).split(self.sizes, dim=1)
@@ -327,13 +160,13 @@ class CategoryTokenizer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise uniformly, as :class:`ColumnTokenizer`."""
-        bound = self.embedding.shape[1] ** -0.5
+        bound = (self.embedding.shape[1] * self.variables_per_token) ** -0.5
         nn.init.uniform_(self.embedding, -bound, bound)
 
     def forward(self, one_hot: th.Tensor) -> th.Tensor:
         """
         :param one_hot: One-hot vectors of the variables, one after the other: ``(batch, sum of the sizes)``
-        :return: ``(batch, variables, embed_dim)``
+        :return: ``(batch, tokens, embed_dim)``
         """
         variables = one_hot.flatten(1).split(self.sizes, dim=1)
         embeddings = self.embedding.split(self.sizes)
@@ -390,6 +223,25 @@ class DictTokenizer(nn.Module):
             ],
             dim=1,
         )
+
+
+def follow(tokenizer: nn.Module, observations: Any) -> None:
+    """
+    Let the input statistics that do so follow the data; tokens stay as they are.
+
+    :param tokenizer: Any of these, or a ``Sequential`` that ends with one
+    :param observations: What it takes
+    """
+    if isinstance(tokenizer, DictTokenizer):
+        for key, one in zip(tokenizer.keys, tokenizer.tokenizers.values(), strict=True):
+            follow(one, observations[key])
+    elif hasattr(tokenizer, "follow"):
+        tokenizer.follow(observations)  # type: ignore[operator]
+    elif type(tokenizer) is nn.Sequential:
+        *before, last = tokenizer
+        for module in before:
+            observations = module(observations)
+        follow(last, observations)
 
 
 def _last(tokenizer: nn.Module) -> Any:

@@ -5,8 +5,8 @@ import pytest
 import torch as th
 
 from sb3_jepa.parts import InputStandardization, MomentumEncoder, PatchTokenizer, StandardizedPatchTokenizer, measuring
+from sb3_jepa.parts.patches import MIN_IMAGES_TO_FOLD
 from sb3_jepa.parts.token_selection import TokenSelection
-from sb3_jepa.parts.tokenizers import MIN_IMAGES_TO_FOLD
 
 HEIGHT, WIDTH, PATCH = 8, 14, 4  # 4 does not divide the width
 N_PLACES = 2 * 4

@@ -2,7 +2,7 @@ import pytest
 import torch as th
 
 from sb3_jepa.parts import InputStandardization, PatchTokenizer, StandardizedPatchTokenizer, measuring
-from sb3_jepa.parts.tokenizers import MIN_IMAGES_TO_FOLD
+from sb3_jepa.parts.patches import MIN_IMAGES_TO_FOLD
 
 
 def test_every_token_is_one_patch_with_the_code_of_its_place():

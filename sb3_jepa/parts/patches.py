@@ -1,0 +1,295 @@
+"""Tokenizers of images and grids: their patches become tokens."""
+
+import math
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_jepa.parts.standardization import InputStandardization
+from sb3_jepa.parts.token_selection import TokenSelection, take_places
+
+# Below this, the tokens of images are made step by step
+MIN_IMAGES_TO_FOLD = 16
+# Of the patches, for the others to be worth leaving out
+MAX_SHARE_IN_FRONT = 0.75
+# Of an image or grid, by default
+MIN_TOKENS, MAX_TOKENS = 16, 64
+
+
+def default_patch_size(height: int, width: int) -> int:
+    """
+    :param height: Of an image or grid
+    :param width: Of an image or grid
+    :return: The largest power of two that leaves at least 16 patches (less than four times as many). Of what is much
+        longer than high, as many as it takes for 64 patches at most.
+    """
+
+    def n_patches(patch_size: int) -> int:
+        return -(-height // patch_size) * -(-width // patch_size)
+
+    patch_size = 1
+    while n_patches(2 * patch_size) >= MIN_TOKENS or n_patches(patch_size) > MAX_TOKENS:
+        patch_size *= 2
+    return patch_size
+
+
+class PatchTokenizer(nn.Module):
+    """
+    Patches of a stack of frames, each with a learned code for its place: ``(row, column)`` in the image and, if there
+    are several, the frame (*JEPA for RL*, arXiv 2504.16591, section 3).
+
+    :param frames: Number of stacked frames ``k``, whose patches are tokens of their own. With 1 and ``k`` times the
+        channels, the ``k`` patches of one place form one token, a tubelet: ``k`` times fewer tokens.
+    :param channels: Channels of one frame (1 for grey, 3 for RGB)
+    :param height: Height of a frame in pixels
+    :param width: Width of a frame in pixels
+    :param patch_size: Side of a square patch in pixels. Where it does not divide height or width, zeros are added below
+        or to the right. By default it comes from the image, see :func:`default_patch_size`.
+    :param embed_dim: Width of a token
+    :raises ValueError: If both sides of the image are smaller than a patch
+    """
+
+    def __init__(
+        self,
+        frames: int,
+        channels: int,
+        height: int,
+        width: int,
+        patch_size: int | None = None,
+        embed_dim: int = 64,
+    ):
+        super().__init__()
+        if patch_size is None:
+            patch_size = default_patch_size(height, width)
+        if patch_size <= 0:
+            raise ValueError(f"`patch_size` must be positive, got {patch_size}")
+        if max(height, width) < patch_size:
+            raise ValueError(
+                f"An image of {height}x{width} pixels is smaller than a patch: `patch_size` must be at most "
+                f"{max(height, width)}, got {patch_size}. None takes one that fits, here "
+                f"{default_patch_size(height, width)}"
+            )
+        self.frames = frames
+        self.patch_size = patch_size
+        self.n_rows, self.n_columns = -(-height // patch_size), -(-width // patch_size)
+        # As F.pad wants it: left, right, above, below
+        self.padding = (0, self.n_columns * patch_size - width, 0, self.n_rows * patch_size - height)
+        self.projection = nn.Linear(channels * patch_size**2, embed_dim)
+        self.row_code = nn.Parameter(th.zeros(self.n_rows, 1, embed_dim))
+        self.column_code = nn.Parameter(th.zeros(self.n_columns, embed_dim))
+        self.frame_code = nn.Parameter(th.zeros(frames, 1, 1, embed_dim)) if frames > 1 else None
+        self.reset_parameters()
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """How the tokens of an observation are laid out: ``(frames, rows, columns)``."""
+        return self.frames, self.n_rows, self.n_columns
+
+    @property
+    def n_inputs(self) -> list[int]:
+        """Number of inputs of each token."""
+        return [self.projection.in_features] * math.prod(self.token_shape)
+
+    def token_inputs(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: As of :meth:`forward`
+        :return: Their pixels, ``(batch, tokens, pixels)``
+        """
+        return self.patches(images).flatten(1, 3)
+
+    def reset_parameters(self) -> None:
+        """Initialise: Xavier-uniform projection with zero bias, small random codes (as in the original ViT)."""
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        for code in (self.row_code, self.column_code, self.frame_code):
+            if code is not None:
+                nn.init.normal_(code, std=0.02)
+
+    @th.no_grad()
+    def absorb(self, ratio: th.Tensor) -> None:
+        """
+        Make up for channels that are standardised in another way, see
+        :meth:`~sb3_jepa.parts.standardization.InputStandardization.follow`.
+
+        :param ratio: What the weights of each channel are multiplied by
+        """
+        self.projection.weight.unflatten(1, (ratio.numel(), -1)).mul_(ratio.reshape(-1, 1))
+
+    def forward(self, images: th.Tensor, places: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param images: ``(batch, frames * channels, height, width)``, frames in order, oldest first
+        :param places: Of the patches that become tokens, ``(tokens,)`` or ``(batch, tokens)``; None for all
+        :return: ``(batch, tokens, embed_dim)``, ordered by frame, row, column
+        """
+        if places is None:
+            return (self.projection(self.patches(images)) + self.place_code).flatten(1, 3)
+        patches = take_places(self.patches(images).flatten(1, 3), places)
+        return self.projection(patches) + F.embedding(places, self.place_code.flatten(0, 2))
+
+    def patches(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: As of :meth:`forward`
+        :return: Their pixels, ``(batch, frames, rows, columns, pixels)``
+        """
+        if any(self.padding):
+            images = F.pad(images, self.padding)
+        patches = images.reshape(
+            images.shape[0], self.frames, -1, self.n_rows, self.patch_size, self.n_columns, self.patch_size
+        )  # (batch, frames, channels, rows, patch, columns, patch)
+        return patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
+
+    @property
+    def place_code(self) -> th.Tensor:
+        """What is added to a token for its place, ``(frames or 1, rows, columns, embed_dim)``."""
+        place = (self.row_code + self.column_code)[None]
+        return place if self.frame_code is None else place + self.frame_code
+
+
+class StandardizedPatchTokenizer(nn.Sequential):
+    r"""
+    Standardised patches in one matrix product. Standardisation is linear, and so is the projection of a patch: in the
+    place of each pixel, the weights are standardised, :math:`W (C x - C \mu) / \sigma = (W C / \sigma) (x - \mu)` with
+    :math:`C` for the changes from frame to frame. Images may be bytes, 0 to 255, as they are stored.
+
+    :param standardization: Of images
+    :param tokenizer: Of their patches
+    :param drop_constant_tokens: Whether to leave out the patches that never changed while the images were measured,
+        see :class:`~sb3_jepa.parts.token_selection.TokenSelection`
+    :param token_budget: How many tokens each image keeps at most, those that differ most from what is already known;
+        None for all
+    """
+
+    def __init__(
+        self,
+        standardization: InputStandardization,
+        tokenizer: PatchTokenizer,
+        drop_constant_tokens: bool = False,
+        token_budget: int | None = None,
+    ):
+        super().__init__(standardization, tokenizer)
+        self.selection: TokenSelection | None = None
+        if drop_constant_tokens or token_budget is not None:
+            self.selection = TokenSelection(standardization, tokenizer, drop_constant_tokens, token_budget)
+
+    @property
+    def standardization(self) -> InputStandardization:
+        """What standardises the images."""
+        return self[0]  # type: ignore[return-value]
+
+    @property
+    def tokenizer(self) -> PatchTokenizer:
+        """What makes tokens of their patches."""
+        return self[1]  # type: ignore[return-value]
+
+    def places(self, images: th.Tensor) -> th.Tensor | None:
+        """
+        :param images: As of :meth:`forward`
+        :return: The places of their tokens, ``(tokens,)`` if they are the same in all images, else
+            ``(batch, tokens)``; None if there is a token for each place
+        """
+        return None if self.selection is None else self.selection.places(self.tokenizer.patches(images).flatten(1, 3))
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: ``(batch, frames * channels, height, width)``, uint8 from 0 to 255, or already scaled to [0, 1]
+        :return: ``(batch, tokens, embed_dim)``, ordered by frame, row, column
+        """
+        scale = 1.0 / 255.0 if images.dtype == th.uint8 else 1.0
+        if self._goes_step_by_step(images):
+            return self.tokenizer(self.standardization(images * scale), self.places(images))
+        return self._forward_folded(images, scale)
+
+    def token_inputs(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: As of :meth:`forward`
+        :return: The standardised pixels of all places, ``(batch, places, pixels)``
+        """
+        images = images / 255.0 if images.dtype == th.uint8 else images
+        return self.tokenizer.token_inputs(self.standardization(images))
+
+    def _goes_step_by_step(self, images: th.Tensor) -> bool:
+        # When it is exported, the number of images is not known
+        if self.standardization.is_measuring or th.compiler.is_exporting():
+            return True
+        # In weights that are rounded, frames and the changes between them would not cancel
+        if th.is_autocast_enabled(images.device.type):
+            return True
+        # The weights are soon standardised, but not sooner than a few images. One graph is for any number of them
+        return not th.compiler.is_compiling() and len(images) < MIN_IMAGES_TO_FOLD
+
+    def _forward_folded(self, images: th.Tensor, scale: float) -> th.Tensor:
+        standardization, tokenizer = self.standardization, self.tokenizer
+        weight = tokenizer.projection.weight
+        by_frame = weight.unflatten(1, (standardization.changes_of, -1))  # (embed_dim, frames, pixels of a frame)
+        # One deviation for all pixels of a frame; of frames that are tokens of their own, one for all
+        deviation = standardization.deviation.view(standardization.changes_of, -1)[:, :1]
+        of_pixels = standardization.changes_to_frames(by_frame / deviation)
+        # Before the product and not after it: the difference of two large numbers would not be exact
+        mean = tokenizer.patches(standardization.mean_of_frames[None] / scale)
+        patches, code = tokenizer.patches(images), tokenizer.place_code
+        patches, mean, code = (one.flatten(1, 3) for one in (patches, mean, code[None]))
+        places = None if self.selection is None else self.selection.places(patches)
+        if places is not None:
+            patches = take_places(patches, places)
+            mean, code = (F.embedding(places, one[0]) for one in (mean, code))
+        code = code + tokenizer.projection.bias
+        weight = (of_pixels * scale).flatten(1)
+        # On other devices, to ask how many patches differ would mean to wait for them
+        if places is None and patches.dtype == th.uint8 and patches.device.type == "cpu":
+            products = self._project_foreground(patches, mean, weight)
+            if products is not None:
+                return products + code
+        # What bytes become is new, and may be changed in place: to allocate so much again takes several times as long
+        patches = patches.to(weight.dtype).sub_(mean) if patches.dtype == th.uint8 else patches - mean
+        return F.linear(patches, weight) + code
+
+    @staticmethod
+    def _project_foreground(patches: th.Tensor, mean: th.Tensor, weight: th.Tensor) -> th.Tensor | None:
+        """
+        Most patches of a rendered frame are background: equal to the mean, byte for byte, in all images. One product is
+        theirs, and the others have one each.
+
+        :param patches: ``(batch, places, pixels)``, uint8
+        :param mean: ``(1, places, pixels)``, of the same scale
+        :param weight: ``(embed_dim, pixels)``
+        :return: ``(batch, places, embed_dim)``; None if most patches differ, or while a graph is made
+        """
+        if th.compiler.is_compiling():
+            return None
+        background = mean.round().to(th.uint8)
+        # Several bytes at once
+        n_pixels = patches.shape[-1]
+        dtype = th.int64 if n_pixels % 8 == 0 else th.int32 if n_pixels % 4 == 0 else th.uint8
+        differs = (patches.view(dtype) != background.view(dtype)).any(dim=-1)
+        rows = differs.flatten().nonzero()[:, 0]
+        if len(rows) > MAX_SHARE_IN_FRONT * differs.numel():
+            return None
+        in_front = patches.flatten(0, 1).index_select(0, rows).to(weight.dtype)
+        in_front.sub_(mean[0].index_select(0, rows % patches.shape[1]))
+        products = F.linear(background - mean, weight).expand(len(patches), -1, -1).flatten(0, 1)
+        return products.index_copy(0, rows, F.linear(in_front, weight)).unflatten(0, (len(patches), -1))
+
+
+class StandardizedGridTokenizer(nn.Sequential):
+    """
+    Patches of a grid whose channels have units of their own. Their deviations follow the data. The means stay as they
+    were measured: a patch at the border is filled up with zeros, and one bias for all patches could not make up for
+    other means there.
+
+    :param standardization: Of the grid, by channel
+    :param tokenizer: Of its patches
+    """
+
+    def __init__(self, standardization: InputStandardization, tokenizer: PatchTokenizer):
+        super().__init__(standardization, tokenizer)
+
+    def follow(self, grids: th.Tensor) -> None:
+        """
+        Let the deviations follow the data; tokens stay as they are, see
+        :meth:`~sb3_jepa.parts.standardization.InputStandardization.follow`.
+
+        :param grids: ``(batch, channels, height, width)``
+        """
+        ratio, _ = self[0].follow(grids, mean_stays=True)  # type: ignore[operator]
+        self[1].absorb(ratio)  # type: ignore[operator]
