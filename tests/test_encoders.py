@@ -198,7 +198,7 @@ def test_what_was_measured_of_a_frozen_encoder_stays(tmp_path):
     assert_same(model.policy.features_extractor, make_and_load(path))
     # One of two: the other one is measured alone
     model = make_ppo(share_features_extractor=False)
-    load_encoder(model, path, encoders=["actor"])
+    load_encoder(model, path, encoders=["actor"], freeze=True)
     before = copy.deepcopy(model.policy.pi_features_extractor.standardizations[0])
     model.learn(96)
     assert_same(before, model.policy.pi_features_extractor.standardizations[0])

@@ -22,14 +22,16 @@ def default_patch_size(height: int, width: int) -> int:
     :param height: Of an image or grid
     :param width: Of an image or grid
     :return: The largest power of two that leaves at least 16 patches (less than four times as many). Of what is much
-        longer than high, as many as it takes for 64 patches at most.
+        longer than high, it is no higher than that, if that leaves 64 patches at most.
     """
 
     def n_patches(patch_size: int) -> int:
         return -(-height // patch_size) * -(-width // patch_size)
 
     patch_size = 1
-    while n_patches(2 * patch_size) >= MIN_TOKENS or n_patches(patch_size) > MAX_TOKENS:
+    while (n_patches(2 * patch_size) >= MIN_TOKENS and 2 * patch_size <= min(height, width)) or (
+        n_patches(patch_size) > MAX_TOKENS
+    ):
         patch_size *= 2
     return patch_size
 

@@ -52,7 +52,9 @@ class ColumnTokenizer(nn.Module):
         :param vectors: As of :meth:`forward`
         :return: ``(batch, tokens, numbers_per_token)``, with zeros for what the last token lacks
         """
-        return F.pad(vectors.flatten(1), (0, self.n_missing)).unflatten(1, (-1, self.numbers_per_token))
+        # A single number may come without an axis
+        numbers = vectors.reshape(vectors.shape[0], -1)
+        return F.pad(numbers, (0, self.n_missing)).unflatten(1, (-1, self.numbers_per_token))
 
     def reset_parameters(self) -> None:
         """Initialise uniformly, with the bounds that ``nn.Linear`` would have (as in FT-Transformer)."""

@@ -1,7 +1,15 @@
 import pytest
 import torch as th
 
-from sb3_jepa.parts import InputStandardization, PatchTokenizer, StandardizedPatchTokenizer, measuring
+from sb3_jepa.parts import (
+    CategoryTokenizer,
+    ColumnTokenizer,
+    InputStandardization,
+    PatchTokenizer,
+    StandardizedPatchTokenizer,
+    default_patch_size,
+    measuring,
+)
 from sb3_jepa.parts.patches import MIN_IMAGES_TO_FOLD
 
 
@@ -98,3 +106,69 @@ def test_patches_that_are_background_are_projected_once(changes_of, patch_size, 
     assert all((product is None) == (background == "none") for product in products)
     for one, other in zip(*results, strict=True):
         assert th.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sides", "patch_size", "n_patches"),
+    [
+        ((64, 96), 16, 24),
+        ((84, 84), 16, 36),
+        ((64, 64), 16, 16),
+        ((32, 48), 8, 24),
+        ((40, 40), 8, 25),
+        ((7, 7), 2, 16),
+        ((5, 5), 1, 25),
+        ((5, 11), 2, 18),
+        ((6, 7), 1, 42),
+        ((3, 3), 1, 9),
+        ((210, 160), 32, 35),
+        ((480, 640), 128, 20),
+        ((1, 1), 1, 1),
+        # Far longer than high
+        ((1, 1000), 16, 63),
+        ((4, 600), 16, 38),
+    ],
+)
+def test_the_default_patch_leaves_16_to_64(sides, patch_size, n_patches):
+    for height, width in (sides, sides[::-1]):
+        tokenizer = PatchTokenizer(1, 3, height, width, embed_dim=8)
+        assert (tokenizer.patch_size, default_patch_size(height, width)) == (patch_size, patch_size)
+        assert tokenizer(th.rand(2, 3, height, width)).shape == (2, n_patches, 8)
+
+
+def test_a_token_holds_neighbouring_numbers():
+    tokenizer = ColumnTokenizer(7, 8, numbers_per_token=3)
+    assert tokenizer.token_shape == (3,)
+    assert tokenizer.n_inputs == [3, 3, 1]
+    vectors = th.randn(5, 7)
+    tokens = tokenizer(vectors)
+    for token, (start, end) in enumerate([(0, 3), (3, 6), (6, 7)]):
+        expected = vectors[:, start:end] @ tokenizer.direction[start:end] + tokenizer.code[token]
+        assert th.allclose(tokens[:, token], expected, atol=1e-6)
+    assert th.equal(tokenizer.token_inputs(vectors)[:, 2], th.stack((vectors[:, 6], *[th.zeros(5)] * 2), dim=1))
+
+
+def test_a_token_is_missing_if_all_its_numbers_are():
+    tokenizer = ColumnTokenizer(7, 8, numbers_per_token=3, missing_as_nan=True)
+    vectors = th.randn(1, 7)
+    vectors[0, [0, 1, 2, 4, 6]] = th.nan
+    tokens = tokenizer(vectors)
+    assert tokens.isnan().all(dim=2).tolist() == [[True, False, True]]
+    assert th.allclose(tokens[0, 1], tokenizer(vectors.nan_to_num(0.0))[0, 1])
+    (gradient,) = th.autograd.grad(tokens[:, 1].sum(), tokenizer.direction)
+    assert gradient.isfinite().all()
+
+
+def test_what_is_not_announced_as_missing_stays_nan():
+    vectors = th.randn(1, 7)
+    vectors[0, 4] = th.nan
+    assert ColumnTokenizer(7, 8, numbers_per_token=3)(vectors).isnan().all(dim=2).tolist() == [[False, True, False]]
+
+
+def test_a_token_holds_neighbouring_categories():
+    tokenizer = CategoryTokenizer([2, 3, 4], 8, variables_per_token=2)
+    assert tokenizer.token_shape == (2,)
+    one_hot = th.tensor([[0.0, 1, 1, 0, 0, 0, 0, 1, 0]])
+    tokens = tokenizer(one_hot)
+    assert th.allclose(tokens[0, 0], tokenizer.embedding[1] + tokenizer.embedding[2])
+    assert th.allclose(tokens[0, 1], tokenizer.embedding[7])
