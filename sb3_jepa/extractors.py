@@ -64,8 +64,8 @@ class JepaExtractor(BaseFeaturesExtractor):
         variance of a healthy encoder between 0 and 1.
     :param standardize_frames: From how many observations to measure the statistics that standardise the input, before
         anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` takes them from what the
-        algorithm is about to learn from; without it, give them to :meth:`measure_inputs` yourself. Images are standardised by one deviation, and vectors by one for
-        each number; what is categorical is not.
+        algorithm is about to learn from; without it, give them to :meth:`measure_inputs` yourself. Images are
+        standardised by one deviation, and vectors by one for each number; what is categorical is not.
     :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`. The readout of
         ``output="per_token"`` belongs to who uses the tokens, and learns all the same.
     :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
