@@ -100,7 +100,7 @@ class Timed:
 
     def go_on(self, is_first: bool) -> None:
         """One rollout and one update; at first the inputs are measured too, and nothing is timed."""
-        self.model.learn(2048 if is_first else 1024, reset_num_timesteps=is_first)
+        self.model.learn(1024, reset_num_timesteps=is_first)
         if is_first:
             for values in self.seconds.values():
                 values.clear()

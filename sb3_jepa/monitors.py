@@ -37,8 +37,7 @@ STEPS_APART = 10_000
 
 class EveryNRollouts(BaseCallback):
     """
-    Does something every ``N`` rollouts, and at the end. Those count too that only measure the inputs, before anything
-    is learned.
+    Does something every ``N`` rollouts, and at the end.
 
     :param every_n_rollouts: How often; by default every 20 rollouts on-policy, and off-policy, where a rollout may be a
         single step, every 10,000 time steps

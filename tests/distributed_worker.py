@@ -27,7 +27,7 @@ N_RANKS = 2
 N_ENVS = 4
 # Not a divisor of a rank's rows: the last minibatch is a small one
 BATCH_SIZE = 8
-# 32 to measure the inputs, and four rollouts of 64
+# Four rollouts
 N_TIMESTEPS = 4 * 64
 ALGORITHMS = dict(PPO=PPO, A2C=A2C, MaskablePPO=MaskablePPO)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
@@ -51,7 +51,7 @@ def test_scalars_reach_tensorboard_after_each_update(pixel_cartpole, tmp_path):
     assert set(events.Tags()["scalars"]) >= SCALARS
     for name in SCALARS:
         # One point for each of the three updates, the last one included
-        assert [event.step for event in events.Scalars(name)] == [96, 128, 128], name
+        assert [event.step for event in events.Scalars(name)] == [64, 96, 96], name
     assert all(event.value == pytest.approx(0.99) for event in events.Scalars("jepa/momentum"))
     assert all(event.value > 0 for event in events.Scalars("jepa/prediction_loss"))
     assert all(event.value > 0 for event in events.Scalars("jepa/embedding_variance"))
@@ -88,18 +88,23 @@ def test_inputs_are_measured_before_anything_is_learned():
     env = make_counting_env()
     model = PPO(JepaPolicy, env, policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "n_steps": 4, "batch_size": 12})
     born = {name: p.clone() for name, p in model.policy.named_parameters()}
-    model.learn(36 + 12, callback=counter)
-    extractor = model.policy.features_extractor
-    # 32 frames wanted, from rollouts of 3 environments and at most 4 steps: 12 + 12 + 9
-    (standardization,) = extractor.standardizations
-    assert standardization.n_seen == 33
-    assert extractor.n_inputs_to_measure == 0
-    # The steps are counted, other callbacks see them, and nothing was learned from them
-    assert model.num_timesteps == 33 + 24
-    assert len(counter.n_trained) == 11 + 8
-    assert counter.n_trained[:15] == [0] * 15
+    (standardization,) = model.policy.features_extractor.standardizations
+    n_seen_before_update, train = [], model.train
+
+    def note_then_train():
+        n_seen_before_update.append(int(standardization.n_seen))
+        train()
+
+    model.train = note_then_train
+    model.learn(4 * 12, callback=counter)
+    # 32 frames wanted, from rollouts of 3 environments and 4 steps
+    assert n_seen_before_update == [12, 24, 36, 36]
+    assert model.policy.features_extractor.n_inputs_to_measure == 0
+    # Every step is learned from, in 2 epochs
+    assert model.num_timesteps == 4 * 12
+    assert counter.n_trained == [0] * 4 + [2] * 4 + [4] * 4 + [6] * 4
     # The mean of what was seen, for context and target encoder alike
-    measured = np.concatenate(counter.observations[:11]) / 255.0
+    measured = np.concatenate(counter.observations[:12]) / 255.0
     oldest, middle, newest = measured.mean(axis=0)
     expected = np.stack((newest, middle - oldest, newest - middle))
     assert np.allclose(standardization.mean.numpy(), expected, atol=1e-6)
@@ -139,29 +144,6 @@ def test_old_and_new_log_probabilities_come_from_one_function(pixel_cartpole):
     assert th.allclose(th.stack(ratios), th.ones(()), atol=1e-5)
 
 
-def test_stopping_while_the_inputs_are_measured(pixel_cartpole):
-    class StopOnce(BaseCallback):
-        """Says so once, and would be content with going on after that."""
-
-        def _on_step(self) -> bool:
-            return self.n_calls != 3
-
-    kwargs = dict(SMALL_POLICY, features_extractor_kwargs=dict(standardize_frames=1000, embed_dim=16))
-    for callback in (StopOnce(), StopTrainingOnMaxEpisodes(2)):
-        model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=kwargs, **SMALL_PPO)
-        model.learn(10_000, callback=callback)
-        assert model.num_timesteps < 300
-        assert model._n_updates == 0
-
-
-def test_a_training_too_short_to_learn_from_is_told(pixel_cartpole):
-    model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
-    with pytest.warns(UserWarning, match=r"32 observations.*20 time steps"):
-        model.learn(20)
-    assert model.num_timesteps == 32 + 32
-    assert model._n_updates == 2
-
-
 def test_scalars_are_means_over_one_update(pixel_cartpole, tmp_path):
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     model.set_logger(configure(str(tmp_path), ["tensorboard"]))
@@ -199,8 +181,8 @@ def test_momentum_follows_the_progress(pixel_cartpole, tmp_path):
     # A second training begins anew
     model.learn(64)
     momenta = [event.value for event in EventAccumulator(str(tmp_path)).Reload().Scalars("jepa/momentum")]
-    # Update i of 4 uses the progress at the start of its rollout; the first 32 of 160 steps were measured after it
-    assert momenta == pytest.approx([0.9, 0.94, 0.96, 0.98, 0.9, 0.95])
+    # Each update uses the progress at the start of its rollout
+    assert momenta == pytest.approx([0.9, 0.925, 0.95, 0.975, 0.9, 0.95])
 
 
 def shrink_embedding(policy: JepaPolicy, factor: float) -> None:
@@ -243,14 +225,14 @@ def test_the_verdict_is_told_when_it_changes_and_never_to_tables(pixel_cartpole,
             return True
 
         def _on_rollout_end(self) -> None:
-            if self.num_timesteps == 32 + 3 * 32:
+            if self.num_timesteps == 3 * 32:
                 shrink_embedding(self.model.policy, 0.01)
 
     with pytest.warns(UserWarning, match="collapsed"):
         model.learn(5 * 32, callback=Shrink())
     (first, healthy), (then, collapsed) = texts_of(tmp_path)
     # With the scalars of the first update, and with those of the first that began with a collapsed encoder
-    assert (first, then) == (96, 160)
+    assert (first, then) == (64, 128)
     assert healthy.startswith("**healthy**: its embedding variance is ")
     assert "Cure" not in healthy
     assert collapsed.startswith("**collapsed**: its embedding variance is ")
@@ -271,8 +253,8 @@ def test_a_training_that_goes_on_begins_with_a_verdict(pixel_cartpole, tmp_path)
     model.learn(64)
     model.learn(64, reset_num_timesteps=False)
     assert [(step, text.split(":")[0]) for step, text in texts_of(tmp_path)] == [
-        (96, "**healthy**"),
-        (160, "**healthy**"),
+        (64, "**healthy**"),
+        (128, "**healthy**"),
     ]
 
 
@@ -318,15 +300,14 @@ def test_every_row_of_a_table_has_the_scalars(algorithm, log_interval, tmp_path)
     )
     model.set_logger(configure(str(tmp_path), ["csv"]))
     n_rollouts = 2 * log_interval + 1
-    # 10 steps to measure the inputs
     model.learn(n_rollouts * n_steps, log_interval=log_interval)
     lines = [line.split(",") for line in (tmp_path / "progress.csv").read_text().splitlines()]
     steps, variances = (lines[0].index(name) for name in ("time/total_timesteps", "jepa/embedding_variance"))
     rows = [(int(line[steps]), line[variances] != "") for line in lines[1:]]
     # The update after a rollout is shown in the row of the next one that has a row; at first there was none
-    due = [10 + n_steps * log_interval * number for number in range(1, n_rollouts // log_interval + 1)]
-    expected = [(step, step > 10 + n_steps) for step in due]
-    assert rows == [*expected, (10 + n_rollouts * n_steps, True)]
+    due = [n_steps * log_interval * number for number in range(1, n_rollouts // log_interval + 1)]
+    expected = [(step, step > n_steps) for step in due]
+    assert rows == [*expected, (n_rollouts * n_steps, True)]
 
 
 def test_the_training_is_the_same_without_gauges(pixel_cartpole, monkeypatch):
@@ -363,7 +344,6 @@ def test_the_first_variance_is_that_of_the_untrained_encoder(pixel_cartpole):
             observations = self.model.rollout_buffer.to_torch(self.model.rollout_buffer.observations).flatten(0, 1)
             with th.no_grad():
                 embedding = self.model.policy.extract_features(observations)
-            # The last rollout before the first update: earlier ones are for the input statistics
             if not self.model._n_updates:
                 self.variance = embedding.var(dim=0, correction=0).mean()
 

@@ -28,7 +28,7 @@ def test_recurrent_rows_have_their_true_next_observation_and_no_padding(batch_si
 
 
 def test_maskable_rows_have_their_true_next_observation_and_their_masks():
-    # The counting environment has no masks, which has to be told to the rollouts that measure the inputs too
+    # The counting environment has no masks
     model = MaskablePPO("JepaPolicy", make_counting_env(), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     transitions = train_on_one_rollout(model, use_masking=False)
     assert (transitions.valid == 1).all()

@@ -117,7 +117,7 @@ def test_ranks_stay_equal_and_see_different_things(of_ranks):
     for index, values in one["optimizer"].items():
         assert all(th.equal(value, other["optimizer"][index][name]) for name, value in values.items())
     assert all(np.array_equal(a, b) for a, b in zip(one["statistics"], other["statistics"], strict=True))
-    assert one["policy"]["features_extractor.encoder.tokenizer.0.n_seen"] == 32
+    assert one["policy"]["features_extractor.encoder.tokenizer.0.n_seen"] == 64
     assert not np.isin(one["observations"], other["observations"]).any()
     assert (one["seeds"], other["seeds"]) == ([7, 8], [9, 10])
 
@@ -143,14 +143,14 @@ def test_time_steps_episodes_and_statistics_are_of_all_ranks(of_ranks):
     assert one["num_timesteps"] == other["num_timesteps"] == N_TIMESTEPS
     # Episodes of 5 steps in 4 environments
     assert one["returns"] == other["returns"]
-    assert len(one["returns"]) == 4 * (72 // 5)
+    assert len(one["returns"]) == 4 * (64 // 5)
     # All steps and the first observations; Stable-Baselines3 begins with 1e-4
     assert one["statistics"][2] == pytest.approx(1e-4 + N_TIMESTEPS + 4)
 
 
 def test_only_rank_0_calls_callbacks_logs_and_saves(of_ranks):
     ranks, folder = of_ranks
-    assert [of_rank["trained"]["n_calls"] for of_rank in ranks] == [[72, 72, 72], [0, 72, 0]]
+    assert [of_rank["trained"]["n_calls"] for of_rank in ranks] == [[64, 64, 64], [0, 64, 0]]
     written = {path.name for path in folder.iterdir()}
     assert {"tensorboard_0", "checkpoints_0", "model_0.zip", "policy_0"} <= written
     assert not written & {"tensorboard_1", "checkpoints_1", "model_1.zip", "policy_1"}

@@ -90,8 +90,7 @@ class KeepsPortraits(PictureCallback):
 def test_every_n_rollouts_on_policy():
     looks = Looks(every_n_rollouts=2)
     model = PPO("JepaPolicy", "CartPole-v1", policy_kwargs=SMALL_POLICY, **SMALL_PPO)
-    # Those that measure the inputs are rollouts too: 32 observations are two of 16
-    model.learn(5 * 16, callback=looks)
+    model.learn(7 * 16, callback=looks)
     # ... and at the end
     assert looks.steps == [32, 64, 96, 112]
 
@@ -100,7 +99,6 @@ def test_every_twenty_rollouts_by_default():
     looks = Looks()
     env = make_vec_env(lambda: FakeEnv(OBSERVATIONS["vector"]), n_envs=2, seed=0)
     A2C("JepaPolicy", env, n_steps=1, policy_kwargs=dict(MATRIX_POLICY)).learn(90, callback=looks)
-    # 16 observations to measure from are 8 rollouts of 2
     assert looks.steps == [40, 80, 90]
 
 
@@ -150,7 +148,7 @@ def run(tmp_path_factory):
     env = make_pixel_vec_env("CartPole-v1", n_envs=2, seed=0, frame_size=32)
     model = PPO(JepaPolicy, env, policy_kwargs=SMALL_POLICY, tensorboard_log=str(folder), **SMALL_PPO)
     callback = PictureCallback(every_n_rollouts=3, max_steps=20)
-    model.learn(3 * 32, callback=callback)
+    model.learn(4 * 32, callback=callback)
     return model, callback, folder / "PPO_1"
 
 
@@ -302,7 +300,7 @@ def test_of_other_algorithms(algorithm, tmp_path):
         "JepaPolicy", env, n_steps=8, policy_kwargs=dict(SMALL_POLICY), tensorboard_log=str(tmp_path), seed=0, **kwargs
     )
     callback = KeepsPortraits()
-    model.learn(32, callback=callback)
+    model.learn(64, callback=callback)
     assert steps_of(tmp_path / f"{algorithm.__name__}_1", "unrolled") == callback.steps == [64]
     # What was clipped is what was executed
     (episodes,) = callback.episodes

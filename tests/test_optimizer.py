@@ -73,8 +73,8 @@ def test_schedule_of_the_encoder_alone(pixel_cartpole, tmp_path):
         lambda optimizer, *_: rates.append([group["lr"] for group in optimizer.param_groups])
     )
     model.learn(4 * 32)
-    # Update i of 4 uses the progress at the start of its rollout; the first 32 of 160 steps were measured after it
-    expected = [[1e-3, rate] for rate in (0.0, 4e-4, 6e-4, 8e-4)]
+    # Each update uses the progress at the start of its rollout
+    expected = [[1e-3, rate] for rate in (0.0, 2.5e-4, 5e-4, 7.5e-4)]
     assert np.unique(rates, axis=0) == pytest.approx(np.array(expected))
     model.save(tmp_path / "model")
     loaded = PPO.load(tmp_path / "model", env=pixel_cartpole)

@@ -71,9 +71,9 @@ def shown_by(samples) -> np.ndarray:
 def test_what_is_read_belongs_to_what_is_seen(source, is_dict):
     model = PPO("JepaPolicy", make_telling_env(is_dict), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     probe = ProbeCallback(every_n_steps=1, **source)
-    model.learn(48, callback=probe)
+    model.learn(2 * 48, callback=probe)
     samples = list(probe._samples)
-    assert len(samples) == 48
+    assert len(samples) == 2 * 48
     shown = shown_by(samples)
     values = np.stack([value for _, value, _ in samples])
     assert np.array_equal(values, shown)
@@ -95,8 +95,8 @@ def test_attributes_are_read_in_the_same_way():
     model = PPO("JepaPolicy", make_telling_env(), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     probe = ProbeCallback(attribute="time", every_n_steps=3)
     model.learn(48, callback=probe)
-    # Of 27 steps, every third one
-    assert len(probe._samples) == 9 * 3
+    # Of 16 steps, every third one
+    assert len(probe._samples) == 5 * 3
     values = np.stack([value for _, value, _ in probe._samples])
     assert np.array_equal(values, shown_by(probe._samples)[:, 2:])
 
@@ -107,7 +107,7 @@ def test_only_the_latest_samples_are_kept():
     model.learn(48, callback=probe)
     assert len(probe._samples) == 30
     # Of the episode that began with the training
-    assert [value[0] for _, value, _ in probe._samples][2::3] == list(range(18, 28))
+    assert [value[0] for _, value, _ in probe._samples][2::3] == list(range(7, 17))
 
 
 def test_an_episode_goes_on_in_a_training_that_goes_on():
@@ -138,7 +138,7 @@ def test_no_episode_is_on_both_sides(monkeypatch):
 
     monkeypatch.setattr("sb3_jepa.diagnostics.probes.probe_r2", spy)
     model = PPO("JepaPolicy", make_telling_env(), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
-    probe = ProbeCallback(function=read_origin, every_n_steps=1, every_n_rollouts=4, held_out=0.5)
+    probe = ProbeCallback(function=read_origin, every_n_steps=1, every_n_rollouts=3, held_out=0.5)
     model.learn(3 * 48, callback=probe)
     assert len(calls) >= 1
     for targets, is_held_out in calls:
@@ -162,14 +162,14 @@ def test_what_the_observation_shows_plainly_can_be_read(vec_env_cls, tmp_path, r
         **{**SMALL_PPO, "n_steps": 64},
     )
     probe = ProbeCallback(attribute="state", names=names, every_n_rollouts=3, every_n_steps=1)
-    model.learn(128 + 512, callback=probe)
+    model.learn(3 * 256, callback=probe)
     r2 = probe.measure()
     assert list(r2) == names
     assert min(r2.values()) > 0.7
     events = read_events(tmp_path / "PPO_1")
     for name in names:
         values = events.Scalars(f"jepa_probe/{name}")
-        assert values[-1].step == 640
+        assert values[-1].step == 3 * 256
         assert values[-1].value > 0.7
 
 

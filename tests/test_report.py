@@ -50,7 +50,7 @@ def test_the_page_shows_everything(page):
     assert shown >= ALWAYS | OF_PREDICTOR | {"probes"}
     assert shown >= {"rollout/ep_rew_mean", "jepa/embedding_variance", "jepa/prediction_to_copy_ratio"}
     text = page.read_text()
-    assert "128" in text.split("time steps of training")[1][:40]
+    assert "96" in text.split("time steps of training")[1][:40]
     # A judgement, and nothing that a network would be needed for
     assert re.search(r"<b>(HEALTHY|LOW RANK|COLLAPSED)</b>", text)
     assert not re.findall(r'(?:src|href)="(?!data:)', text)

@@ -19,7 +19,7 @@ def make_model(target_refresh: str, **objective_kwargs) -> PPO:
 
 def train(model: PPO) -> list[tuple[np.ndarray, th.Tensor | None, th.Tensor]]:
     """
-    Train for two rollouts of two epochs each, after the inputs were measured if that is still to be done.
+    Train for two rollouts of two epochs each.
 
     :return: Of each epoch: the targets that its minibatches brought, in the order of the rows, and what the target
         encoder made of the next observations as the epoch began

@@ -84,7 +84,7 @@ def test_logger_formats(training, tmp_path):
         assert table.to_list() == pytest.approx(in_json)
         assert [event.value for event in events.Scalars(name)] == pytest.approx(in_json)
     assert "prediction_loss" in (tmp_path / "log.txt").read_text()
-    # The episodes that measured the input are in the monitor's files like all others
+    # The monitor's files have every episode, the first ones too
     episodes = load_results(str(tmp_path / "monitor"))["l"]
     assert model.num_timesteps - 2 * 100 < episodes.sum() <= model.num_timesteps
 
