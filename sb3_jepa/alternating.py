@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_learning_rate
 from stable_baselines3.her import HerReplayBuffer
 
-from sb3_jepa.actions import encode_actions
+from sb3_jepa.actions import encode_actions, forget_graphs
 from sb3_jepa.buffers import NextObservationIndex, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.encoders import LEARNERS, find_encoders, measure_inputs, n_inputs_to_measure, pick_encoders
@@ -168,6 +168,9 @@ class RolloutSource:
 
     def on_step(self, row_locals: dict[str, Any]) -> None:
         """Note what a step led to, before it is added to the buffer."""
+        if self.model.use_sde:
+            # New noise comes with a graph
+            forget_graphs(self.model.policy)
         buffer = self.model.rollout_buffer
         if self._next is None or buffer.pos == 0:
             self._next = NextObservationIndex(buffer.buffer_size, buffer.n_envs)
@@ -244,6 +247,8 @@ class ReplaySource:
 
     def on_step(self, row_locals: dict[str, Any]) -> None:
         """Count. The replay buffer knows next observations."""
+        if self.model.use_sde:
+            forget_graphs(self.model.policy)
         self._n_new_steps += self.model.n_envs
 
     def on_rollout_end(self) -> None:
@@ -368,6 +373,8 @@ class AlternatingTraining:
 
         :param progress_remaining: Of the model's training, from 1 to 0
         """
+        # Of the algorithm's update: other callbacks may copy the policy
+        forget_graphs(self.model.policy)
         if not self.source.is_ready:
             return
         for learner in self.learners.values():
