@@ -22,6 +22,7 @@ from sb3_jepa.encoders import LEARNERS, find_encoders, measure_inputs, n_inputs_
 from sb3_jepa.extractors import preprocess, takes_nan
 from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import InputStandardization
+from sb3_jepa.parts.random_numbers import isolated_random_numbers
 from sb3_jepa.parts.transformer import Attention
 
 
@@ -115,7 +116,9 @@ def _make_objective(
     objective_kwargs: dict[str, Any],
 ) -> Objective:
     action_dim = get_flattened_obs_dim(model.action_space)
-    objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=action_dim, **objective_kwargs)
+    # A training that is under way, or goes on, must not miss the random numbers of the initialisation
+    with isolated_random_numbers():
+        objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=action_dim, **objective_kwargs)
     return objective.to(model.device)
 
 
@@ -139,9 +142,7 @@ def find_objectives(model: BaseAlgorithm) -> dict[str, tuple[Objective, float]]:
         else:
             # Of a model that was loaded
             kwargs = learner["objective_kwargs"]
-            # A training that is under way must not miss the random numbers of its initialisation
-            with th.random.fork_rng(devices=[]):
-                objective = _make_objective(model, encoders[name], learner["objective_class"], kwargs)
+            objective = _make_objective(model, encoders[name], learner["objective_class"], kwargs)
             objective.load_state_dict(learner["objective"])
             found[name] = objective, float(learner["gauge"]["first_embedding_variance"])
     return found
@@ -222,16 +223,17 @@ class ReplaySource:
     def __init__(self, model: OffPolicyAlgorithm):
         self.model = model
         self._n_new_steps = self._n_rollout_steps = 0
+        self._is_new = False
 
     @property
     def is_ready(self) -> bool:
-        """Whether the algorithm itself learns already."""
+        """Whether there is a new rollout, and the algorithm itself learns already."""
         buffer = self.model.replay_buffer
         # That of a model that was loaded is empty, and one for goals in hindsight needs an episode that has ended
         has_samples = buffer is not None and buffer.size() > 0
         if has_samples and isinstance(buffer, HerReplayBuffer):
             has_samples = bool((buffer.ep_length > 0).any())
-        return has_samples and self.model.num_timesteps > self.model.learning_starts
+        return self._is_new and has_samples and self.model.num_timesteps > self.model.learning_starts
 
     def latest(self, n_observations: int) -> Any:
         """
@@ -254,6 +256,7 @@ class ReplaySource:
     def on_rollout_end(self) -> None:
         """Note how long the rollout was. The replay buffer forgets nothing."""
         self._n_rollout_steps, self._n_new_steps = self._n_new_steps, 0
+        self._is_new = True
 
     def minibatches(self, n_updates: int | None, batch_size: int) -> Iterator[Transitions]:
         """
@@ -277,6 +280,7 @@ class ReplaySource:
             # To save memory the buffer forgets the last observation of an episode, and gives the next one's first
             ends = samples.dones.flatten() if buffer.optimize_memory_usage else th.zeros_like(samples.dones).flatten()
             yield Transitions(samples.observations, samples.actions, samples.next_observations, 1.0 - ends)
+        self._is_new = False
 
 
 class AlternatingTraining:
