@@ -1,8 +1,13 @@
-"""Actions as a predictor is told them."""
+"""Actions as a predictor is told them, and the distributions that they come from."""
+
+import copy
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.preprocessing import preprocess_obs
+from torch import nn
 
 
 def encode_actions(actions: th.Tensor, action_space: spaces.Space, is_scaled: bool = False) -> th.Tensor:
@@ -29,3 +34,32 @@ def encode_actions(actions: th.Tensor, action_space: spaces.Space, is_scaled: bo
     encoded = preprocess_obs(actions, action_space)
     assert isinstance(encoded, th.Tensor)
     return encoded.flatten(1)
+
+
+def without_graph(distribution: Any) -> Any:
+    """
+    A distribution of actions holds tensors of the last forward pass. With their graph, they cannot be copied deeply.
+
+    :param distribution: Of Stable-Baselines3 or PyTorch, or what one of them is made of
+    :return: A shallow copy with the same numbers, detached from the graph
+    """
+    if isinstance(distribution, th.Tensor):
+        return distribution.detach()
+    if isinstance(distribution, list):
+        return [without_graph(one) for one in distribution]
+    if isinstance(distribution, (Distribution, th.distributions.Distribution)):
+        detached = copy.copy(distribution)
+        vars(detached).update({name: without_graph(value) for name, value in vars(distribution).items()})
+        return detached
+    return distribution
+
+
+def forget_graphs(policy: nn.Module) -> None:
+    """
+    Let go of the graphs in a policy's distributions of actions, so that ``copy.deepcopy`` can copy the policy.
+
+    :param policy: Of any algorithm, not in the middle of an update
+    """
+    for module in policy.modules():
+        if hasattr(module, "action_dist"):
+            module.action_dist = without_graph(module.action_dist)

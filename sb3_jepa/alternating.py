@@ -15,13 +15,14 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_learning_rate
 from stable_baselines3.her import HerReplayBuffer
 
-from sb3_jepa.actions import encode_actions
+from sb3_jepa.actions import encode_actions, forget_graphs
 from sb3_jepa.buffers import NextObservationIndex, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.encoders import LEARNERS, find_encoders, measure_inputs, n_inputs_to_measure, pick_encoders
 from sb3_jepa.extractors import preprocess, takes_nan
 from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import InputStandardization
+from sb3_jepa.parts.random_numbers import isolated_random_numbers
 from sb3_jepa.parts.transformer import Attention
 
 
@@ -115,7 +116,9 @@ def _make_objective(
     objective_kwargs: dict[str, Any],
 ) -> Objective:
     action_dim = get_flattened_obs_dim(model.action_space)
-    objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=action_dim, **objective_kwargs)
+    # A training that is under way, or goes on, must not miss the random numbers of the initialisation
+    with isolated_random_numbers():
+        objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=action_dim, **objective_kwargs)
     return objective.to(model.device)
 
 
@@ -139,9 +142,7 @@ def find_objectives(model: BaseAlgorithm) -> dict[str, tuple[Objective, float]]:
         else:
             # Of a model that was loaded
             kwargs = learner["objective_kwargs"]
-            # A training that is under way must not miss the random numbers of its initialisation
-            with th.random.fork_rng(devices=[]):
-                objective = _make_objective(model, encoders[name], learner["objective_class"], kwargs)
+            objective = _make_objective(model, encoders[name], learner["objective_class"], kwargs)
             objective.load_state_dict(learner["objective"])
             found[name] = objective, float(learner["gauge"]["first_embedding_variance"])
     return found
@@ -168,6 +169,9 @@ class RolloutSource:
 
     def on_step(self, row_locals: dict[str, Any]) -> None:
         """Note what a step led to, before it is added to the buffer."""
+        if self.model.use_sde:
+            # New noise comes with a graph
+            forget_graphs(self.model.policy)
         buffer = self.model.rollout_buffer
         if self._next is None or buffer.pos == 0:
             self._next = NextObservationIndex(buffer.buffer_size, buffer.n_envs)
@@ -219,16 +223,17 @@ class ReplaySource:
     def __init__(self, model: OffPolicyAlgorithm):
         self.model = model
         self._n_new_steps = self._n_rollout_steps = 0
+        self._is_new = False
 
     @property
     def is_ready(self) -> bool:
-        """Whether the algorithm itself learns already."""
+        """Whether there is a new rollout, and the algorithm itself learns already."""
         buffer = self.model.replay_buffer
         # That of a model that was loaded is empty, and one for goals in hindsight needs an episode that has ended
         has_samples = buffer is not None and buffer.size() > 0
         if has_samples and isinstance(buffer, HerReplayBuffer):
             has_samples = bool((buffer.ep_length > 0).any())
-        return has_samples and self.model.num_timesteps > self.model.learning_starts
+        return self._is_new and has_samples and self.model.num_timesteps > self.model.learning_starts
 
     def latest(self, n_observations: int) -> Any:
         """
@@ -244,11 +249,14 @@ class ReplaySource:
 
     def on_step(self, row_locals: dict[str, Any]) -> None:
         """Count. The replay buffer knows next observations."""
+        if self.model.use_sde:
+            forget_graphs(self.model.policy)
         self._n_new_steps += self.model.n_envs
 
     def on_rollout_end(self) -> None:
         """Note how long the rollout was. The replay buffer forgets nothing."""
         self._n_rollout_steps, self._n_new_steps = self._n_new_steps, 0
+        self._is_new = True
 
     def minibatches(self, n_updates: int | None, batch_size: int) -> Iterator[Transitions]:
         """
@@ -272,6 +280,7 @@ class ReplaySource:
             # To save memory the buffer forgets the last observation of an episode, and gives the next one's first
             ends = samples.dones.flatten() if buffer.optimize_memory_usage else th.zeros_like(samples.dones).flatten()
             yield Transitions(samples.observations, samples.actions, samples.next_observations, 1.0 - ends)
+        self._is_new = False
 
 
 class AlternatingTraining:
@@ -372,6 +381,8 @@ class AlternatingTraining:
 
         :param progress_remaining: Of the model's training, from 1 to 0
         """
+        # Of the algorithm's update: other callbacks may copy the policy
+        forget_graphs(self.model.policy)
         if not self.source.is_ready:
             return
         for learner in self.learners.values():

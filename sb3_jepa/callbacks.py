@@ -1,11 +1,13 @@
 """What a JEPA needs from a running training, and what it tells about itself."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import DISABLED, KVWriter
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_wrapper
@@ -17,12 +19,14 @@ from sb3_jepa.distributed import check_ranks
 from sb3_jepa.extractors import takes_nan
 from sb3_jepa.input_statistics import FirstRollouts, FollowedInputs
 from sb3_jepa.objectives import Objective
-from sb3_jepa.parts.ranks import rank
+from sb3_jepa.parts.ranks import n_ranks, rank
 from sb3_jepa.policies import JointPolicy
 from sb3_jepa.surprises import VecSurprise
 
 # Logger outputs that hold tables of numbers, by Stable-Baselines3's names
 TABLE_OUTPUTS = ("stdout", "log", "json", "csv")
+ALL_OUTPUTS = ("tensorboard", *TABLE_OUTPUTS)
+TOTAL_TIMESTEPS = "time/total_timesteps"
 # A low rank may be that of a beginning: it is worth a warning when it was logged so many times in a row
 LOW_RANK_UPDATES = 5
 # What is logged tells of at least so many embeddings, and off-policy of so many minibatches
@@ -30,16 +34,29 @@ MIN_SAMPLES = 64
 OFF_POLICY_INTERVAL = 100
 
 
-def dump_last_scalars(callback: BaseCallback) -> None:
+def dump_last_scalars(callback: BaseCallback, names: Iterable[str], step: int) -> None:
     """
-    Write out what was recorded after the last update: it would otherwise wait for a rollout that never comes.
+    Write out what was recorded after the last update: it would otherwise wait for a rollout that never comes. The
+    logger keeps it for scripts to read, but does not write it again.
 
     :param callback: At the end of a training
+    :param names: Of the scalars; those that were written before are left out
+    :param step: The time step that they belong to
     """
-    if callback.locals["log_interval"] is not None:
-        # As Stable-Baselines3 does, so that a row of a table says when it was
-        callback.logger.record("time/total_timesteps", callback.num_timesteps, exclude="tensorboard")
-        callback.logger.dump(step=callback.num_timesteps)
+    logger = callback.logger
+    names = [name for name in names if logger.name_to_excluded[name] != ALL_OUTPUTS]
+    if not names or callback.locals["log_interval"] is None or logger.level == DISABLED:
+        return
+    # As Stable-Baselines3 does, so that a row of a table says when it was
+    values = {**{name: logger.name_to_value[name] for name in names}, TOTAL_TIMESTEPS: step}
+    excluded = {**{name: logger.name_to_excluded[name] for name in names}, TOTAL_TIMESTEPS: ("tensorboard",)}
+    for output in logger.output_formats:
+        if isinstance(output, KVWriter):
+            output.write(values, excluded, step)
+    for name in names:
+        logger.record(name, values[name], exclude=ALL_OUTPUTS)
+        # A mean that goes on begins anew
+        logger.name_to_count.pop(name, None)
 
 
 class JepaCallback(BaseCallback):
@@ -67,7 +84,8 @@ class JepaCallback(BaseCallback):
     - After each update (off-policy, every 100; with a ``log_interval``, when it is due) ``jepa/momentum`` and what
       :meth:`~sb3_jepa.diagnostics.ObjectiveGauge.scalars` lists are logged, ``jepa/prediction_loss`` and
       ``jepa/embedding_variance`` among them, and in TensorBoard's texts ``jepa/verdict`` whenever it changes. A warning
-      tells once if the encoder collapses, or uses hardly any of its dimensions.
+      tells once if the encoder collapses, or uses hardly any of its dimensions. On-policy, an update is logged where
+      the next rollout ends, the last one too: there is a point after the last time step.
 
     :param objective_class: What the encoders learn, by default :class:`~sb3_jepa.NextLatentPrediction`. This and all
         that follows is for a policy that does not learn jointly; one that does has it in its ``policy_kwargs``.
@@ -137,8 +155,19 @@ class JepaCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         self._is_prepared = False
+        self._check_parent()
+
+    def _check_parent(self) -> None:
+        if self.parent is not None:
+            raise ValueError(
+                f"A JepaCallback needs every step and every rollout, and {type(self.parent).__name__} does not pass "
+                "them on to the callback that it was given. Pass a JepaCallback to learn() itself, alone or in a list: "
+                f"`callback=[JepaCallback(), {type(self.parent).__name__}(...)]`"
+            )
 
     def _on_training_start(self) -> None:
+        # Within a list, the parent is known only now
+        self._check_parent()
         self._prepare()
 
     def _prepare(self) -> None:
@@ -239,7 +268,23 @@ class JepaCallback(BaseCallback):
             # A buffer that is copied or saved should not bring the policy along
             self.model.rollout_buffer.embed_targets = None  # type: ignore[attr-defined]
         self._log_update(is_last=True)
-        dump_last_scalars(self)
+        dump_last_scalars(self, list(self.logger.name_to_value), self._step_of_last_update)
+
+    @property
+    def _step_of_last_update(self) -> int:
+        """
+        Where the last update is logged. On-policy, Stable-Baselines3 logs an update where the rollout after it ends:
+        at the last time step there is the update before already. Off-policy, that is so if an episode just ended.
+        """
+        if not isinstance(self.model, OnPolicyAlgorithm):
+            n_episodes, interval = self.model._episode_num, self.locals.get("log_interval") or np.inf
+            n_ended = np.sum(self.locals.get("dones", 0))
+            is_logged = n_episodes // interval > (n_episodes - n_ended) // interval
+            return self.num_timesteps + int(is_logged) * self.training_env.num_envs
+        buffer = self.model.rollout_buffer
+        # A rollout that was stopped has no point of its own. Of its last step, the buffer does not know.
+        n_steps = buffer.buffer_size if buffer.full else buffer.buffer_size - buffer.pos - 1
+        return self.num_timesteps + n_steps * buffer.n_envs * n_ranks()
 
     def _prefix(self, name: str) -> str:
         return "jepa" if len(self.gauges) == 1 else f"jepa/{name}"

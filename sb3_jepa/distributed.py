@@ -94,6 +94,7 @@ class TrainingOnRanks(OnPolicyAlgorithm):
         statistics = RunningStatistics(self.env)
         _check_equal({**_settings(self), "total_timesteps": total_timesteps, **statistics.shapes})
         ranks.broadcast([*self.policy.parameters(), *self.policy.buffers()])
+        ranks.broadcast_optimizer(self.policy.optimizer)
         statistics.broadcast()
         if ranks.rank() > 0:
             callback, progress_bar = CallbackList(_of_all_ranks(callback)), False

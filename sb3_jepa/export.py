@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.distributions import Distribution
 
+from sb3_jepa.actions import forget_graphs
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.saving import replace_when_complete
 
@@ -78,9 +79,8 @@ def export_policy(model: BaseAlgorithm, path: str | pathlib.Path) -> None:
         raise ImportError('ONNX needs packages: pip install "sb3-jepa[onnx]"')
     if hasattr(model.policy, "lstm_actor"):
         raise ValueError(f"A recurrent policy cannot be exported, got {type(model.policy).__name__}")
-    # A distribution holds tensors of the last forward pass, which cannot be copied deeply
-    distributions = [module.action_dist for module in model.policy.modules() if hasattr(module, "action_dist")]
-    policy = copy.deepcopy(model.policy, {id(one): copy.copy(one) for one in distributions}).to("cpu")
+    forget_graphs(model.policy)
+    policy = copy.deepcopy(model.policy).to("cpu")
     policy.set_training_mode(False)
     space = policy.observation_space
     # Two of them, for a batch of one would be taken for a constant

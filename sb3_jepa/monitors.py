@@ -309,7 +309,9 @@ class ProbeCallback(EveryNRollouts):
         is_due = self._n_steps_before < self.num_timesteps
         super()._on_training_end()
         if is_due:
-            dump_last_scalars(self)
+            # What others have recorded since belongs to another time step
+            names = [name for name in self.logger.name_to_value if name.startswith("jepa_probe/")]
+            dump_last_scalars(self, names, self.num_timesteps)
 
     def _look(self) -> None:
         r2 = self.measure()

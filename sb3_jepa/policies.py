@@ -15,7 +15,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_jepa.actions import encode_actions
+from sb3_jepa.actions import encode_actions, without_graph
 from sb3_jepa.buffers import NextObservations, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.extractors import JepaExtractor, preprocess, takes_nan
@@ -184,6 +184,9 @@ class JointPolicy(_Base):
     def _update_targets(self) -> None:
         for name, objective in self.objectives.items():
             objective.update_target(self.encoders[name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "action_dist": without_graph(self.action_dist)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled policies: an optimiser does not carry its hooks along

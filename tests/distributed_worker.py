@@ -155,7 +155,14 @@ def compare(folder: pathlib.Path, rank: int) -> None:
         model = make_model_to_compare(name, N_RANKS)
         np.random.seed(rank)
         compared[name] = train_on_one_rollout(model, slice(rank * n_envs, (rank + 1) * n_envs))
-    seen = dict(said=said, averaged=averaged, compared=compared, masked=train_masked(), trained=train(folder, rank))
+    seen = dict(
+        said=said,
+        averaged=averaged,
+        compared=compared,
+        masked=train_masked(),
+        loaded=train_what_rank_0_loaded(folder, rank),
+        trained=train(folder, rank),
+    )
     th.save(seen, folder / f"{rank}.pt")
 
 
@@ -171,6 +178,22 @@ def train_masked() -> dict:
     gauge.reset()
     model.train()
     return dict(policy=model.policy.state_dict(), means=gauge.means())
+
+
+def train_what_rank_0_loaded(folder: pathlib.Path, rank: int) -> dict:
+    """Only one rank finds the file of a model that has learned already."""
+    settings = dict(policy_kwargs=SMALL_POLICY, **{**SMALL_PPO, "learning_rate": 1e-3})
+    model = PPO(JepaPolicy, make_env(), **settings)
+    model.learn(32 + 64)
+    n_steps = float(model.policy.optimizer.state_dict()["state"][0]["step"])
+    model.save(folder / "loaded")
+    model = PPO(JepaPolicy, make_env(), **settings)
+    if rank == 0:
+        model.set_parameters(folder / "loaded", device="cpu")
+    model.learn(128)
+    return dict(
+        policy=model.policy.state_dict(), optimizer=model.policy.optimizer.state_dict()["state"], n_steps=n_steps
+    )
 
 
 def train(folder: pathlib.Path, rank: int) -> dict:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
-from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EvalCallback, EveryNTimesteps
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
 
-from sb3_jepa import PPO, JepaPolicy
+from sb3_jepa import PPO, JepaCallback, JepaExtractor, JepaPolicy
 from sb3_jepa.envs import make_pixel_vec_env
 from tests.conftest import SMALL_POLICY, SMALL_PPO
 
@@ -173,3 +174,28 @@ def test_callbacks_of_stable_baselines3(tmp_path):
     model.learn(96, callback=callbacks, progress_bar=True)
     assert (tmp_path / "checkpoints" / "rl_model_40_steps.zip").exists()
     assert isinstance(PPO.load(tmp_path / "best_model.zip").policy, JepaPolicy)
+
+
+@pytest.mark.parametrize("nest", [lambda mine: mine, lambda mine: CallbackList([mine])])
+@pytest.mark.parametrize("algorithm", ["joint", "in turn"])
+def test_a_callback_within_an_event_is_refused(algorithm, nest):
+    # An event passes on neither every step nor the beginnings of rollouts
+    env = make_vec_env("CartPole-v1", n_envs=2)
+    if algorithm == "joint":
+        model = PPO(JepaPolicy, env, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    else:
+        kwargs = dict(SMALL_POLICY, features_extractor_class=JepaExtractor)
+        model = stable_baselines3.PPO("MlpPolicy", env, policy_kwargs=kwargs, **SMALL_PPO)
+    for wrong in (
+        EveryNTimesteps(10, nest(JepaCallback())),
+        [EveryNTimesteps(10, nest(JepaCallback()))],
+        EvalCallback(env, callback_after_eval=nest(JepaCallback())),
+    ):
+        with pytest.raises(
+            ValueError, match=r"(EveryNTimesteps|EvalCallback) does not pass them on.*to learn\(\) itself"
+        ):
+            model.learn(64, callback=wrong)
+        assert model.num_timesteps == 0
+    with pytest.raises(ValueError, match="EvalCallback does not pass them on"):
+        model.learn(64, callback=EvalCallback(env, callback_on_new_best=JepaCallback()))
+    model.learn(64, callback=[EveryNTimesteps(10, CallbackList([])), nest(JepaCallback())])

@@ -50,8 +50,8 @@ def test_scalars_reach_tensorboard_after_each_update(pixel_cartpole, tmp_path):
     events = EventAccumulator(str(tmp_path / "PPO_1")).Reload()
     assert set(events.Tags()["scalars"]) >= SCALARS
     for name in SCALARS:
-        # One point for each of the three updates, the last one included
-        assert [event.step for event in events.Scalars(name)] == [64, 96, 96], name
+        # One point for each of the three updates, where the rollout after it ends; the last one included
+        assert [event.step for event in events.Scalars(name)] == [64, 96, 128], name
     assert all(event.value == pytest.approx(0.99) for event in events.Scalars("jepa/momentum"))
     assert all(event.value > 0 for event in events.Scalars("jepa/prediction_loss"))
     assert all(event.value > 0 for event in events.Scalars("jepa/embedding_variance"))
@@ -307,7 +307,7 @@ def test_every_row_of_a_table_has_the_scalars(algorithm, log_interval, tmp_path)
     # The update after a rollout is shown in the row of the next one that has a row; at first there was none
     due = [n_steps * log_interval * number for number in range(1, n_rollouts // log_interval + 1)]
     expected = [(step, step > n_steps) for step in due]
-    assert rows == [*expected, (n_rollouts * n_steps, True)]
+    assert rows == [*expected, ((n_rollouts + 1) * n_steps, True)]
 
 
 def test_the_training_is_the_same_without_gauges(pixel_cartpole, monkeypatch):

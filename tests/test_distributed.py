@@ -122,6 +122,18 @@ def test_ranks_stay_equal_and_see_different_things(of_ranks):
     assert (one["seeds"], other["seeds"]) == ([7, 8], [9, 10])
 
 
+def test_ranks_stay_equal_though_only_one_has_loaded_a_model(of_ranks):
+    one, other = (of_rank["loaded"] for of_rank in of_ranks[0])
+    for name, value in one["policy"].items():
+        if not name.endswith("warned_of_collapse"):
+            assert th.equal(value, other["policy"][name]), name
+    assert one["optimizer"].keys() == other["optimizer"].keys()
+    for index, values in one["optimizer"].items():
+        assert all(th.equal(value, other["optimizer"][index][name]) for name, value in values.items())
+    # The optimiser goes on where it was
+    assert one["optimizer"][0]["step"] > one["n_steps"] > 0
+
+
 def test_masked_prediction_has_one_teacher_and_one_loss(of_ranks):
     one, other = (of_rank["masked"] for of_rank in of_ranks[0])
     for name, value in one["policy"].items():

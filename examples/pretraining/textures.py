@@ -30,6 +30,7 @@ from toys import IMAGE_SIZE, PATCH_SIZE, as_recordings, textured_images
 from sb3_jepa import DmtJepa, JepaExtractor, MaskedPrediction, pretrain
 from sb3_jepa.diagnostics import effective_rank, similarity_gap
 from sb3_jepa.objectives import ObjectiveInput
+from sb3_jepa.parts.random_numbers import isolated_random_numbers
 
 EXTRACTOR: dict[str, Any] = dict(embed_dim=32, patch_size=PATCH_SIZE, num_heads=2, output="mean")
 # In so short a training, a momentum of 0.996 would keep the target encoder near its start
@@ -87,8 +88,7 @@ class Measurement:
         """
         encoder = objective.target_encoder.encoder
         batches = self.observations.split(200)
-        with th.no_grad(), th.random.fork_rng(devices=[]):
-            th.manual_seed(0)
+        with th.no_grad(), isolated_random_numbers(0):
             targets = th.cat([objective.targets(ObjectiveInput(encoder, batch)) for batch in batches])
             tokens = th.cat([encoder.encode_tokens(batch)[:, 1:] for batch in batches])  # type: ignore[operator]
         held_out, regions = th.as_tensor(self.is_held_out), th.as_tensor(self.textures[self.is_held_out])

@@ -2,6 +2,7 @@
 
 from collections import deque
 from functools import partial
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -87,6 +88,15 @@ class ObjectiveGauge(nn.Module):
         self._term_sums: dict[str, th.Tensor] = {}
         self.n_minibatches = 0
         self.n_samples = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a policy begins with no minibatch, and does not carry megabytes of embeddings along
+        past = ("_recent", "_gradients", "_term_sums")
+        return {name: value for name, value in vars(self).items() if name not in past}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.reset()
 
     @property
     def embed_dim(self) -> int:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from sb3_jepa.parts.random_numbers import isolated_random_numbers
+
 # Observations of more features than this, such as images, are seen through their principal components
 MAX_FEATURES = 64
 # A JEPA skips what takes it longer, by this factor, than something that reconstruction learns later
@@ -161,9 +163,7 @@ def principal_components(
     mean = x.mean(dim=0)
     # More directions than asked for, so that these are exact; and the same ones every time
     n_directions = min(components + 8, *x.shape)
-    with th.random.fork_rng(devices=[]):
-        # Of the CPU only: th.manual_seed would change that of the GPU for good
-        th.default_generator.manual_seed(0)
+    with isolated_random_numbers(0):
         _, deviations, directions = th.pca_lowrank(x, n_directions, center=True, niter=4)
     # float32 knows no smaller ones
     has_variance = deviations > 1e-5 * deviations[0]

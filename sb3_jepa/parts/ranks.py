@@ -1,6 +1,7 @@
 """Ranks: processes that train one model together, each on a part of the batch. Pure PyTorch."""
 
 import atexit
+import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,23 @@ def broadcast(tensors: Iterable[th.Tensor]) -> None:
         dist.broadcast(flat, src=0)
         for tensor, values in zip(of_dtype, flat.split([tensor.numel() for tensor in of_dtype]), strict=True):
             tensor.copy_(values.view_as(tensor))
+
+
+def broadcast_optimizer(optimizer: th.optim.Optimizer) -> None:
+    """
+    Give all ranks the state of the first one's optimiser, which only that may have loaded.
+
+    :param optimizer: Of the same parameters on all ranks; its state is overwritten
+    """
+    if n_ranks() == 1:
+        return
+    file = io.BytesIO()
+    th.save(optimizer.state_dict(), file)
+    sent = [file.getvalue()]
+    dist.broadcast_object_list(sent, src=0)
+    if rank() > 0:
+        # Another rank has another GPU
+        optimizer.load_state_dict(th.load(io.BytesIO(sent[0]), map_location="cpu", weights_only=False))
 
 
 @th.no_grad()

@@ -4,12 +4,12 @@ import json
 import pathlib
 from typing import Any
 
-import torch as th
 from gymnasium import spaces
 from torch import nn
 
 from sb3_jepa.encoders import read_state, write_encoder
 from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.parts.random_numbers import isolated_random_numbers
 from sb3_jepa.pretrain.folders import space_from_json, space_to_json
 from sb3_jepa.saving import replace_when_complete
 
@@ -82,7 +82,7 @@ def read_encoder(path: str | pathlib.Path) -> JepaExtractor:
         )
     described = json.loads(description.read_text())
     # Its parameters are read: whoever draws random numbers beside it does not miss these
-    with th.random.fork_rng(devices=[]):
+    with isolated_random_numbers():
         encoder = JepaExtractor(
             space_from_json(described["observation_space"]), **described["features_extractor_kwargs"]
         )

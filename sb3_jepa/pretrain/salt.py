@@ -5,10 +5,9 @@ import pathlib
 import warnings
 from typing import Any
 
-import torch as th
-
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import Salt, SaltTeacher
+from sb3_jepa.parts.random_numbers import isolated_random_numbers
 from sb3_jepa.pretrain.encoder_files import read_encoder
 from sb3_jepa.pretrain.recordings import Recordings
 from sb3_jepa.pretrain.training import pretrain, read_into
@@ -112,7 +111,7 @@ def _check_stages(
     features_extractor_kwargs: dict[str, Any] | None,
 ) -> None:
     """What the second stage would refuse should be known before the first one has learned."""
-    with th.random.fork_rng(devices=[]):
+    with isolated_random_numbers():
         teacher, encoder = (
             JepaExtractor(recordings.observation_space, **(kwargs or {}))
             for kwargs in (teacher_features_extractor_kwargs, features_extractor_kwargs)

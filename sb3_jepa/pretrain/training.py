@@ -17,6 +17,7 @@ from torch import nn
 from sb3_jepa.extractors import JepaExtractor, preprocess
 from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
 from sb3_jepa.parts.digests import digest, id_of
+from sb3_jepa.parts.random_numbers import isolated_random_numbers
 from sb3_jepa.pretrain.collection import check_progress_bar
 from sb3_jepa.pretrain.encoder_files import find_encoder_file, write_pretrained
 from sb3_jepa.pretrain.folders import differing_settings
@@ -131,9 +132,10 @@ def pretrain(
         tensors = obs_as_tensor(recordings.take(rows), torch_device)
         return preprocess(tensors, space, True, [encoder])
 
-    # What runs beside it keeps its own random numbers. (PyTorch seeds all devices at once.)
-    with th.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
-        th.manual_seed(seed)
+    if torch_device.type == "cuda":
+        th.cuda.init()
+    # What runs beside it keeps its own random numbers
+    with isolated_random_numbers(seed):
         encoder = JepaExtractor(space, **features_extractor_kwargs)
         objective = objective_class(encoder, embed_dim=encoder.features_dim, **objective_kwargs)
         if objective.prediction_coef == 0:

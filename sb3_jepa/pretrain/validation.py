@@ -12,6 +12,7 @@ from sb3_jepa.diagnostics.probes import probe_r2
 from sb3_jepa.objectives import ObjectiveInput
 from sb3_jepa.objectives.masked import MaskedPrediction
 from sb3_jepa.parts import embedding_variance
+from sb3_jepa.parts.random_numbers import isolated_random_numbers
 
 # So many observations are looked at, of what is learned from and of what was put aside
 MAX_TRAINING_ROWS, MAX_VALIDATION_ROWS = 2048, 1024
@@ -65,8 +66,7 @@ class Validation:
         was_training = encoder.training
         encoder.train(False)
         # The training must not miss the random numbers, and the masks are always the same
-        with th.random.fork_rng(devices=[]):
-            th.manual_seed(self._seed)
+        with isolated_random_numbers(self._seed):
             losses, embeddings = [], []
             for observations in self._batches(self._validation_rows):
                 loss = objective(ObjectiveInput(encoder, observations)).terms["prediction_loss"]
