@@ -1,5 +1,6 @@
 """Pixel versions of Gymnasium environments."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral
@@ -16,6 +17,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 ROUND_TO = 16
 # Weights of red, green and blue in a grey picture: ITU-R 709, as in Gymnasium's GrayscaleObservation
 LUMINANCE = np.array([[0.2125, 0.7154, 0.0721]])
+# What Gymnasium's environments of classic control have in their attribute `state`
+STATE_NAMES = {
+    "CartPoleEnv": ["x", "x_dot", "theta", "theta_dot"],
+    "AcrobotEnv": ["theta1", "theta2", "theta1_dot", "theta2_dot"],
+    "PendulumEnv": ["theta", "theta_dot"],
+    "MountainCarEnv": ["position", "velocity"],
+    "Continuous_MountainCarEnv": ["position", "velocity"],
+}
 
 
 class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -174,3 +183,20 @@ def make_pixel_vec_env(
         vec_env_cls=vec_env_cls,
         **kwargs,
     )
+
+
+def state_names(env: VecEnv, n_variables: int) -> list[str] | None:
+    """
+    :param env: Of any environments
+    :param n_variables: How many numbers their state has
+    :return: Names of these, if they are Gymnasium's of classic control; None if they are not known
+    """
+    try:
+        # From a process of its own, any attribute that tells the class might fail to be sent
+        (description,) = env.env_method("__str__", indices=0)
+    except (AttributeError, NotImplementedError):
+        return None
+    # Around it there may be wrappers: <TimeLimit<OrderEnforcing<CartPoleEnv<CartPole-v1>>>>
+    found = re.search(rf"<({'|'.join(STATE_NAMES)})[< ]", description)
+    names = STATE_NAMES[found[1]] if found else []
+    return names if len(names) == n_variables else None

@@ -24,6 +24,7 @@ from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.callbacks import dump_last_scalars
 from sb3_jepa.diagnostics import probe_episodes
 from sb3_jepa.diagnostics.pictures import new_figure
+from sb3_jepa.envs import state_names
 from sb3_jepa.episodes import EpisodeRecorder, executed_actions
 from sb3_jepa.latent_model import LatentModel
 from sb3_jepa.portrait import Portrait
@@ -203,7 +204,7 @@ class ProbeCallback(EveryNRollouts):
     :param attribute: Attribute of the environments, as of ``VecEnv.get_attr``: ``"state"`` for ``env.unwrapped.state``
     :param info_key: Key of the infos
     :param function: Takes the ``VecEnv`` and returns one row of numbers for each environment
-    :param names: Of the variables; numbers by default
+    :param names: Of the variables; by default those of the ``"state"`` of Gymnasium's classic control, and else numbers
     :param every_n_rollouts: How often; by default every 20 rollouts on-policy, and off-policy, where a rollout may be a
         single step, every 10,000 time steps
     :param every_n_steps: Only every ``N``-th step of the environments is kept, since those between tell little more
@@ -255,7 +256,9 @@ class ProbeCallback(EveryNRollouts):
             raise ValueError(f"`attribute={self.attribute!r}` is not there in the environments")
         if self.info_key is None:
             # Objects now, if that is nothing to be probed
-            self._read([{}] * self.training_env.num_envs)
+            rows = self._read([{}] * self.training_env.num_envs)
+            if self.attribute == "state" and self.names is None:
+                self.names = state_names(self.training_env, rows.shape[1])
         n_envs = self.training_env.num_envs
         # In a training that goes on, so do the episodes
         if self.num_timesteps == 0 or len(self._episode_of_env) != n_envs:

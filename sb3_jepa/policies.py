@@ -1,14 +1,13 @@
 """Actor-critic policy that learns a JEPA objective in the same backward pass."""
 
-import inspect
 import io
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -16,7 +15,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_jepa.actions import encode_actions, without_graph
-from sb3_jepa.buffers import NextObservations, Transitions, by_key, unkeyed
+from sb3_jepa.buffers import Transitions, by_key, unkeyed
+from sb3_jepa.callers import check_algorithm, steps_for_grad_scaler
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.extractors import JepaExtractor, preprocess, takes_nan
 from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
@@ -37,6 +37,10 @@ class JointPolicy(_Base):
     algorithm's own backward pass and optimiser step train everything at once. :class:`JepaPolicy` is one of these.
 
     It needs transitions, and gets them from :class:`~sb3_jepa.JepaRolloutBuffer`; ``sb3_jepa.PPO`` brings it along.
+
+    An algorithm of your own that multiplies its loss before ``backward()`` says so in the attribute ``loss_scale``,
+    before it evaluates a minibatch: ``1 / n`` to accumulate the gradients of ``n``, ``scaler.get_scale()`` for a
+    ``GradScaler``, a number or a scalar tensor. Until then (None, as 1), what needs another scale is refused.
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -67,6 +71,7 @@ class JointPolicy(_Base):
     # Both are a ModuleDict, with the names of the encoders that learn
     objectives: Mapping[str, Objective]
     gauges: Mapping[str, ObjectiveGauge]
+    loss_scale: float | th.Tensor | None = None
 
     def __init__(
         self,
@@ -87,7 +92,7 @@ class JointPolicy(_Base):
         optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        _check_algorithm()
+        check_algorithm()
         if objective_for not in ("actor", "critic", "both"):
             raise ValueError(f'`objective_for` must be "actor", "critic" or "both", got {objective_for!r}')
         if share_features_extractor and objective_for != "both":
@@ -176,6 +181,8 @@ class JointPolicy(_Base):
     def _register_optimizer_hooks(self) -> None:
         # Set by every minibatch whose features carry the objective's loss, cleared by the optimiser step
         self._loss_attached = False
+        # Names of the encoders whose loss a backward pass has reached since the last step
+        self._reached: set[str] = set()
         self._hooked_optimizer = self.optimizer
         self.optimizer.register_step_pre_hook(lambda *_: self._check_loss_attached())
         self.optimizer.register_step_pre_hook(lambda *_: self._scale_encoder_learning_rate())
@@ -228,7 +235,25 @@ class JointPolicy(_Base):
                 "transitions. Train it with an algorithm of sb3_jepa, or with "
                 "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer`"
             )
+        if self._reached and self.loss_scale is None and steps_for_grad_scaler():
+            raise RuntimeError(
+                "A GradScaler was about to divide the gradient of a JEPA loss that it has not multiplied. Set "
+                "`policy.loss_scale = scaler.get_scale()` before each minibatch is evaluated"
+            )
         self._loss_attached = False
+        self._reached.clear()
+
+    def _check_backward(self, name: str, _: th.Tensor) -> None:
+        if self.loss_scale is None and name in self._reached:
+            learners = (self.encoders[name], self.objectives[name])
+            # Somebody may have thrown away what was there
+            if any(p.grad is not None and p.grad.any() for learner in learners for p in learner.parameters()):
+                raise RuntimeError(
+                    "A second backward pass has reached the JEPA loss before an optimiser step, and cannot know what "
+                    "the algorithm has divided its own loss by. Set `policy.loss_scale` to the factor of that loss "
+                    "before each minibatch is evaluated: `1 / n` for the mean of n minibatches, 1.0 for their sum"
+                )
+        self._reached.add(name)
 
     def extract_features(  # type: ignore[override]
         self, obs: PyTorchObs | Transitions, features_extractor: BaseFeaturesExtractor | None = None
@@ -266,7 +291,9 @@ class JointPolicy(_Base):
                     # Coefficients of 0 leave a constant, which has no gradient to attach
                     if output.loss.requires_grad:
                         gauge.watch_gradient("all", embeddings[index])
-                        features[index] = attach_loss(features[index], output.loss)
+                        output.loss.register_hook(partial(self._check_backward, name))
+                        scale = 1.0 if self.loss_scale is None else self.loss_scale
+                        features[index] = attach_loss(features[index], output.loss, scale)
                     if is_reached:
                         gauge.watch_gradient("rl", features[index])
                     gauge.add(embedding, output)
@@ -311,6 +338,7 @@ class JointPolicy(_Base):
         :param mode: if true, set to training mode, else set to evaluation mode
         """
         self._loss_attached = False
+        self._reached.clear()
         # Somebody may have given the policy another optimiser
         if self.optimizer is not self._hooked_optimizer:
             self._register_optimizer_hooks()
@@ -372,25 +400,3 @@ class JepaPolicy(JointPolicy, ActorCriticPolicy):
 
 def _is_not_finite(tensor: th.Tensor) -> th.Tensor:
     return ~th.isfinite(tensor)
-
-
-def _check_algorithm() -> None:
-    """
-    Raise if the Stable-Baselines3 algorithm that is building the policy has no transitions to train it with.
-
-    An algorithm tells its policy nothing about its rollout buffer: to object before the first rollout there is only the
-    call stack. Should that fail, the optimiser's hook still objects.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        algorithm = frame.f_locals.get("self") if frame.f_code.co_name == "_setup_model" else None
-        if isinstance(algorithm, BaseAlgorithm):
-            buffer_class = getattr(algorithm, "rollout_buffer_class", None)
-            if buffer_class is None or not issubclass(buffer_class, NextObservations):
-                raise ValueError(
-                    f"{type(algorithm).__name__} cannot train a JepaPolicy, since its rollouts have no next "
-                    "observations: use an algorithm of sb3_jepa, such as `sb3_jepa.PPO`, or pass "
-                    "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer` (JepaDictRolloutBuffer for a Dict) to PPO or A2C"
-                )
-            return
-        frame = frame.f_back

@@ -16,6 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_jepa.diagnostics import area_under_curve, pictures
+from sb3_jepa.envs import state_names
 from sb3_jepa.episodes import play_episodes
 from sb3_jepa.latent_model import LatentModel
 from sb3_jepa.portrait import Portrait
@@ -59,10 +60,10 @@ SURPRISE = (
 )
 PROBES = "Linear regression from the embedding to what was read from the environment. 1: it is all there; 0: nothing."
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
 .verdict { border-left: 8px solid; padding: .6em 1em; background: #f6f6f6 }
-.grid { display: flex; flex-wrap: wrap; gap: 1em }
-figure { margin: 0; width: 360px; border: 1px solid #ddd; padding: .5em } figure img { width: 100% }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 1em }
+figure { margin: 0; max-width: 800px; border: 1px solid #ddd; padding: .5em } figure img { width: 100% }
 figcaption { font-size: 14px } table { border-collapse: collapse } td, th { padding: .2em 1em; text-align: left }
 """
 
@@ -89,7 +90,7 @@ def write_report(
     :param n_steps: Steps that it acts, in all environments together
     :param horizon: How many steps the predictor is unrolled
     :param read: For linear probes: what is to be read from the embedding, ``(environments, variables)``
-    :param names: Of these variables; numbers by default
+    :param names: Of these variables; by default those that ``read`` has in an attribute ``names``, and else numbers
     :param title: Of the page; by default the names of algorithm and policy
     :raises ValueError: If the model has no encoder, or a number is not positive
     :raises ImportError: If Matplotlib is not installed
@@ -112,7 +113,7 @@ def write_report(
     captions = {name: text for name in shown for end, text in CURVES.items() if _ends(name, end)}
     sections.append(_section("Training", shown, captions))
     sections.append(_section("Encoder", portrait.pictures(), PICTURES))
-    others, texts = _scores(portrait, names)
+    others, texts = _scores(portrait, getattr(read, "names", None) if names is None else names)
     sections.append(_section("Predictor and probes", others, texts))
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -179,11 +180,20 @@ def _png(figure: "Figure") -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _reader(env: VecEnv, attribute: str | None) -> Callable[[VecEnv], np.ndarray] | None:
+class _AttributeReader:
+    def __init__(self, env: VecEnv, attribute: str):
+        self.attribute = attribute
+        self.names = state_names(env, self(env).shape[1]) if attribute == "state" else None
+
+    def __call__(self, env: VecEnv) -> np.ndarray:
+        return np.array(env.get_attr(self.attribute), dtype=np.float64).reshape(env.num_envs, -1)
+
+
+def _reader(env: VecEnv, attribute: str | None) -> _AttributeReader | None:
     """Reads an attribute of the environments; by default their state, where they have one of numbers."""
+    # Before that there may be no state
+    env.reset()
     if attribute is None:
-        # Before that it may have none
-        env.reset()
         try:
             values = np.array(env.get_attr("state"), dtype=np.float64)
         except (AttributeError, TypeError, ValueError):
@@ -192,8 +202,7 @@ def _reader(env: VecEnv, attribute: str | None) -> Callable[[VecEnv], np.ndarray
             return None
     elif not env.has_attr(attribute):
         raise ValueError(f"The environments have no attribute {attribute!r} for the probe")
-    name = attribute or "state"
-    return lambda venv: np.array(venv.get_attr(name), dtype=np.float64).reshape(venv.num_envs, -1)
+    return _AttributeReader(env, attribute or "state")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
-from sb3_jepa.envs import PixelObservation, make_pixel_vec_env
+from sb3_jepa.envs import PixelObservation, make_pixel_vec_env, state_names
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,40 @@ def test_cartpole_can_be_made_again_from_its_spec():
 class Inverted(gym.Wrapper):
     def render(self):
         return 255 - super().render()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "names"),
+    [
+        ("CartPole-v1", ["x", "x_dot", "theta", "theta_dot"]),
+        ("Acrobot-v1", ["theta1", "theta2", "theta1_dot", "theta2_dot"]),
+        ("Pendulum-v1", ["theta", "theta_dot"]),
+        ("MountainCar-v0", ["position", "velocity"]),
+        ("MountainCarContinuous-v0", ["position", "velocity"]),
+    ],
+)
+def test_the_state_of_classic_control_has_names(env_id, names):
+    env = make_vec_env(env_id, n_envs=2, seed=0)
+    env.reset()
+    assert len(env.get_attr("state")[0]) == len(names)
+    assert state_names(env, len(names)) == names
+    # Somebody's own, with the same name
+    assert state_names(env, len(names) + 1) is None
+
+
+@pytest.mark.parametrize("vec_env_class", [DummyVecEnv, SubprocVecEnv])
+def test_the_state_has_names_behind_wrappers_and_in_other_processes(vec_env_class):
+    env = VecFrameStack(make_pixel_vec_env("CartPole-v1", n_envs=2, frame_size=32, vec_env_cls=vec_env_class), 2)
+    assert state_names(env, 4) == ["x", "x_dot", "theta", "theta_dot"]
+    env.close()
+
+
+def test_the_state_of_what_is_not_known_has_no_names():
+    assert state_names(DummyVecEnv([FakeCartPole]), 4) is None
+
+
+class FakeCartPole(CartPoleEnv):
+    """Its state may be anything."""
 
 
 class InvertedCartPole(CartPoleEnv):

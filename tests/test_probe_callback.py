@@ -161,7 +161,8 @@ def test_what_the_observation_shows_plainly_can_be_read(vec_env_cls, tmp_path, r
         tensorboard_log=str(tmp_path),
         **{**SMALL_PPO, "n_steps": 64},
     )
-    probe = ProbeCallback(attribute="state", names=names, every_n_rollouts=3, every_n_steps=1)
+    # The names are Gymnasium's
+    probe = ProbeCallback(attribute="state", every_n_rollouts=3, every_n_steps=1)
     model.learn(3 * 256, callback=probe)
     r2 = probe.measure()
     assert list(r2) == names

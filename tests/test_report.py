@@ -1,3 +1,4 @@
+import base64
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import PPO, JepaCallback, JepaExtractor, JepaPolicy
 from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.portrait import Portrait
 from sb3_jepa.report import main, write_report
 from sb3_jepa.runs import make_env_for
 from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO
@@ -43,6 +45,13 @@ def page(run):
 
 def figures_of(page) -> set[str]:
     return set(re.findall(r'<figure id="([^"]+)">', page.read_text()))
+
+
+def figure_width(page) -> int:
+    """Of a picture, in pixels."""
+    png = base64.b64decode(re.search(r"data:image/png;base64,([^\"]+)", page.read_text())[1])
+    # As the header of the format has it
+    return int.from_bytes(png[16:20], "big")
 
 
 def test_the_page_shows_everything(page):
@@ -83,6 +92,31 @@ def test_a_browser_without_a_network_shows_all_pictures(page, tmp_path):
     pixels = np.asarray(Image.open(screenshot).convert("L"))
     # Not a blank page: something dark in each of its upper thirds
     assert all((part < 100).mean() > 1e-3 for part in np.array_split(pixels[:1800], 3))
+
+
+def test_the_page_uses_a_wide_window(page):
+    style = page.read_text().split("<style>")[1].split("</style>")[0]
+    body = style.split("body {")[1].split("}")[0]
+    assert "width" not in body
+    assert "grid-template-columns: repeat(auto-fit," in style
+    # As wide as they were drawn, so that none is blurred
+    assert figure_width(page) == int(re.search(r"max-width: (\d+)px", style.split("figure {")[1])[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ((), ["x", "x_dot", "theta", "theta_dot"]),
+        (("--probe", "state"), ["x", "x_dot", "theta", "theta_dot"]),
+        (("--probe-names", "a", "b", "c", "d"), ["a", "b", "c", "d"]),
+        (("--probe", "x_threshold"), None),
+    ],
+)
+def test_probes_have_the_names_of_the_state(arguments, names, run, monkeypatch, tmp_path):
+    shown = {}
+    monkeypatch.setattr(Portrait, "probe", lambda portrait, names: shown.update(names=names) or {})
+    main([str(run), "--env", "CartPole-v1", "--steps", "20", "--out", str(tmp_path / "page.html"), *arguments])
+    assert shown["names"] == names
 
 
 def test_as_a_module(run, tmp_path):

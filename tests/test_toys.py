@@ -24,12 +24,12 @@ def run_main(script, monkeypatch, tmp_path):
     pytest.importorskip("pandas")
     pytest.importorskip("matplotlib")
 
-    def run(name: str, *arguments: str, file: str) -> list[dict[str, str]]:
+    def run(name: str, *arguments: str, file: str, figure: str = "") -> list[dict[str, str]]:
         results = tmp_path / "results"
         paths = ("--folder", str(tmp_path / "runs"), "--out", str(results))
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, *paths])
         script(name).main()
-        assert (results / f"{name}.png").stat().st_size > 5_000
+        assert (results / (figure or f"{name}.png")).stat().st_size > 5_000
         with (results / file).open(newline="") as lines:
             return list(csv.DictReader(lines))
 
@@ -89,7 +89,32 @@ def test_the_texture_of_a_patch_is_that_of_most_of_its_pixels(script):
     np.testing.assert_array_equal(is_border, [[True, True, True, False]])
 
 
-@pytest.mark.parametrize("generate", ["moving_glyphs", "textured_images"])
+def test_flat_regions_have_one_colour_each(script):
+    toys = script("toys")
+    images = toys.flat_images(200, seed=0)
+    assert images.observations.shape == (200, 3, toys.IMAGE_SIZE, toys.IMAGE_SIZE)
+    for number, color in enumerate(toys.COLORS):
+        of_region = np.moveaxis(images.observations, 1, 3)[images.textures == number]
+        np.testing.assert_allclose(of_region.mean(axis=0), 127 + 60 * color, atol=2.0)
+        np.testing.assert_allclose(of_region.std(axis=0), 30.0, atol=2.0)
+    recordings = toys.as_recordings(images.observations)
+    assert is_image_space_channels_first(recordings.observation_space)
+
+
+def test_similar_neighbors_tell_regions_apart_where_tokens_know_them(script):
+    pytest.importorskip("pandas")
+    pytest.importorskip("matplotlib")
+    textures = script("textures")
+    gaps = textures.gaps_of_known_regions(noise=1.0)
+    assert gaps == textures.gaps_of_known_regions(noise=1.0)
+    # Far better than random ones, and better than the noisy tokens themselves
+    assert gaps["similar neighbours"] > gaps["tokens"] + 0.2 > gaps["random neighbours"] + 0.4
+    # Where a token says nothing of its region, they do not help
+    of_noise = textures.gaps_of_known_regions(noise=100.0)
+    assert abs(of_noise["similar neighbours"] - of_noise["random neighbours"]) < 0.05
+
+
+@pytest.mark.parametrize("generate", ["moving_glyphs", "textured_images", "flat_images"])
 def test_a_seed_is_always_the_same_observations(script, generate):
     generate = getattr(script("toys"), generate)
     np.testing.assert_array_equal(generate(5, seed=1).observations, generate(5, seed=1).observations)
@@ -130,9 +155,10 @@ def test_states_are_those_of_the_observations(script, tmp_path):
 
 
 @pytest.mark.expensive
-def test_dmt_is_compared(run_main):
+@pytest.mark.parametrize("regions", ["textures", "flat"])
+def test_dmt_is_compared(run_main, regions):
     arguments = ("--updates", "4", "--images", "320", "--seeds", "0", "--arms", "I-JEPA", "DMT, mean")
-    rows = run_main("textures", *arguments, file="textures.csv")
+    rows = run_main("textures", *arguments, "--regions", regions, file=f"{regions}.csv", figure=f"{regions}.png")
     assert [(row["arm"], row["updates"]) for row in rows] == [
         ("pixels", "0"),
         ("I-JEPA", "0"),

@@ -1,6 +1,6 @@
-"""Small made-up observations of which everything is known: glyphs that move, and regions of different textures.
+"""Small made-up observations of which everything is known: glyphs that move, regions of different textures or colours.
 
-Both are ``uint8`` images with their channels first, as Stable-Baselines3's policies see them, and need nothing but
+All are ``uint8`` images with their channels first, as Stable-Baselines3's policies see them, and need nothing but
 NumPy. Each observation is an episode of its own.
 """
 
@@ -28,6 +28,8 @@ TRAVEL = 4
 
 IMAGE_SIZE, PATCH_SIZE = 24, 3
 TEXTURES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "checkers", "noise")
+# As many as there are textures: red, green and blue, brighter or darker than the mean
+COLORS = np.array([(1, -1, -1), (-1, 1, -1), (-1, -1, 1), (1, 1, -1), (-1, 1, 1)])
 
 
 class Clips(NamedTuple):
@@ -74,8 +76,8 @@ def moving_glyphs(n_clips: int, seed: int, background: float = 30.0, noise: floa
 
 class TexturedImages(NamedTuple):
     """
-    :param observations: ``(images, 1, height, width)``
-    :param textures: Number of the texture of each pixel, ``(images, height, width)``
+    :param observations: ``(images, channels, height, width)``
+    :param textures: Number of the texture, or of the colour, of each pixel, ``(images, height, width)``
     """
 
     observations: np.ndarray
@@ -119,6 +121,32 @@ def textured_images(n_images: int, seed: int, contrast: float = 60.0, noise: flo
         ],
         axis=1,
     )
+    textures = _draw_regions(rng, n_images)
+    is_bright = np.take_along_axis(is_bright, textures[:, None], axis=1)
+    pixels = 127.0 + contrast * (2 * is_bright - 1) + rng.normal(0.0, noise, is_bright.shape)
+    return TexturedImages(np.clip(pixels, 0, 255).astype(np.uint8), textures)
+
+
+def flat_images(n_images: int, seed: int, contrast: float = 60.0, noise: float = 30.0) -> TexturedImages:
+    """
+    Regions as those of :func:`textured_images`, each of one colour: patches look alike if they are of one region.
+
+    :param n_images: Number of images
+    :param seed: Seed
+    :param contrast: How far red, green and blue of a colour are from their mean
+    :param noise: Deviation of the noise in every pixel
+    :return: Images, and what is seen in them
+    """
+    rng = np.random.default_rng(seed)
+    colors = _draw_regions(rng, n_images)
+    pixels = 127.0 + contrast * np.moveaxis(COLORS[colors], 3, 1)
+    pixels += rng.normal(0.0, noise, pixels.shape)
+    return TexturedImages(np.clip(pixels, 0, 255).astype(np.uint8), colors)
+
+
+def _draw_regions(rng: np.random.Generator, n_images: int) -> np.ndarray:
+    """Which texture each pixel has, ``(images, height, width)``: two to four of them, with straight borders."""
+    rows, columns = np.indices((IMAGE_SIZE, IMAGE_SIZE))
     # The region of a pixel is that of the nearest centre; of four, only as many as the image has are near enough
     centers = rng.uniform(0, IMAGE_SIZE, size=(n_images, 4, 2, 1, 1))
     distances = np.square(np.stack((rows, columns)) - centers).sum(axis=2)
@@ -126,10 +154,7 @@ def textured_images(n_images: int, seed: int, contrast: float = 60.0, noise: flo
     distances = np.where(np.arange(4)[:, None, None] < n_regions, distances, np.inf)
     of_region = rng.permuted(np.tile(np.arange(len(TEXTURES)), (n_images, 1)), axis=1)
     textures = np.take_along_axis(of_region, distances.argmin(axis=1).reshape(n_images, -1), axis=1)
-    textures = textures.reshape(n_images, IMAGE_SIZE, IMAGE_SIZE)
-    is_bright = np.take_along_axis(is_bright, textures[:, None], axis=1)
-    pixels = 127.0 + contrast * (2 * is_bright - 1) + rng.normal(0.0, noise, is_bright.shape)
-    return TexturedImages(np.clip(pixels, 0, 255).astype(np.uint8), textures)
+    return textures.reshape(n_images, IMAGE_SIZE, IMAGE_SIZE)
 
 
 def as_recordings(observations: np.ndarray) -> Recordings:

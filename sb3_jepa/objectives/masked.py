@@ -33,7 +33,7 @@ class MaskedPrediction(Objective):
     with the context :math:`C` and the masks :math:`M_i`, which have no token in common with it (*I-JEPA*, Assran et al.
     2023, arXiv 2301.08243). It needs neither actions nor what came next: for :func:`~sb3_jepa.pretrain`, or beside the
     policy. The encoder is any with the tokens of a :class:`~sb3_jepa.JepaExtractor`; all its class tokens are always
-    visible, and never a target. Inputs that are missing (NaN) are no targets either.
+    visible, and never a target. Inputs that are missing (NaN) are no targets either, and have no part in a prediction.
 
     :param encoder: The context encoder
     :param embed_dim: Width of the embedding
@@ -47,9 +47,10 @@ class MaskedPrediction(Objective):
     :param prediction_loss: ``"mse"``, ``"l1"`` or ``"smooth_l1"``, averaged over tokens and dimensions
     :param normalize_targets: Whether a LayerNorm without parameters is applied to the tokens of the target encoder
     :param target_transform_class: What makes targets of the tokens of the target encoder, such as
-        :class:`~sb3_jepa.parts.NeighborAggregation`. It also transforms the context in front of the predictor; targets
-        come from a momentum copy.
-    :param target_transform_kwargs: Keyword arguments to pass to it
+        :class:`~sb3_jepa.parts.NeighborAggregation`. It is given ``(frames, rows, columns)`` and the width of a token.
+        Its ``transform_context(context, class_tokens)`` is applied in front of the predictor; targets come from a
+        momentum copy.
+    :param target_transform_kwargs: Further keyword arguments to pass to it
     :param predictor_dim: Width of the predictor
     :param predictor_depth: Number of its blocks
     :param predictor_heads: Attention heads in each, a divisor of ``predictor_dim``
@@ -126,7 +127,8 @@ class MaskedPrediction(Objective):
         )
         self.target, self.prediction_loss, self.normalize_targets = target, prediction_loss, normalize_targets
         shape, has_patches = transformer.token_shape, is_of_patches(encoder)
-        grid = [size for size in shape if size > 1]
+        # Blocks span frames. Where a frame is one patch, only frames can be hidden
+        grid = shape[:1] if shape[1:] == (1, 1) else shape
         families = [mask_kwargs] if isinstance(mask_kwargs, Mapping) else list(mask_kwargs) or [{}]
         masks_class = BlockMasks if has_patches else SubsetMasks
         self.masks = [masks_class(grid, **kwargs) for kwargs in families]
@@ -142,15 +144,19 @@ class MaskedPrediction(Objective):
         if target_transform_class is not None:
             if not has_patches:
                 raise ValueError(f"`target_transform_class` needs the patches of an image, got tokens {shape}")
-            self._make_target_transform(target_transform_class, grid, target_dim, target_transform_kwargs or {})
+            self._make_target_transform(target_transform_class, shape, target_dim, target_transform_kwargs or {})
         self.predictor = MaskedPredictor(
-            grid, transformer.embed_dim, target_dim, predictor_dim, predictor_depth, predictor_heads
+            shape, transformer.embed_dim, target_dim, predictor_dim, predictor_depth, predictor_heads
         )
 
     def _make_target_transform(
-        self, cls: type[nn.Module], grid: list[int], dim: int, kwargs: Mapping[str, Any]
+        self, cls: type[nn.Module], grid: Sequence[int], dim: int, kwargs: Mapping[str, Any]
     ) -> None:
-        self.target_transform = cls(grid, dim, **kwargs)
+        try:
+            self.target_transform = cls(grid, dim, **kwargs)
+        except ValueError as error:
+            # The encoder has arguments of the same names
+            raise ValueError(f"`target_transform_kwargs`, {dict(kwargs)}: {error}") from error
         # Those would stay as they began, and the context may have another width
         if self.target != "momentum" and next(self.target_transform.parameters(), None) is not None:
             raise ValueError(
@@ -196,7 +202,11 @@ class MaskedPrediction(Objective):
         :return: The prediction loss, and nothing else
         """
         targets = self.targets(batch)
-        weights = self._weights(batch)
+        transformer = _transformer(batch.encoder)
+        missing = None
+        if transformer.missing_as_nan:
+            missing = transformer.token_inputs(batch.observations)[..., 0].isnan()
+        weights = self._weights(missing)
         if weights is not None:
             targets = targets.nan_to_num(0.0)
         families = [family.sample(len(targets)).to(targets.device) for family in self.masks]
@@ -205,8 +215,9 @@ class MaskedPrediction(Objective):
         losses = []
         for masks, context in zip(families, contexts, strict=True):
             if self.target_transform is not None:
-                context = self.target_transform.transform_context(context)
-            prediction = self.predictor(context, masks.context, masks.targets)
+                context = self.target_transform.transform_context(context, transformer.class_tokens)
+            is_missing = None if missing is None else missing.gather(1, masks.context)
+            prediction = self.predictor(context, masks.context, masks.targets, is_missing)
             hidden, shape = masks.targets.flatten(1), masks.targets.shape
             target = take_places(targets, hidden).unflatten(1, shape[1:])
             if weights is None:
@@ -220,12 +231,11 @@ class MaskedPrediction(Objective):
         (joined,) = join_batches(th.stack(losses))
         return joined.mean(), None, None, {}
 
-    def _weights(self, batch: ObjectiveInput) -> th.Tensor | None:
+    def _weights(self, missing: th.Tensor | None) -> th.Tensor | None:
         """0 for what is no target, ``(batch or 1, tokens, target_dim or 1)``; None if all is one."""
         weights = None if self.has_input is None else self.has_input[None].float()
-        transformer = _transformer(batch.encoder)
-        if transformer.missing_as_nan:
-            present = ~transformer.token_inputs(batch.observations)[..., :1].isnan()
+        if missing is not None:
+            present = ~missing[..., None]
             weights = present.float() if weights is None else weights * present
         return weights
 

@@ -80,7 +80,7 @@ class DmtJepa(MaskedPrediction):
     :param embed_dim: Width of the embedding
     :param action_dim: Width of the encoded action, which is not used
     :param kwargs: Those of :class:`MaskedPrediction`; ``target_transform_kwargs`` has the choices of the aggregation,
-        such as ``window`` and ``k``
+        such as ``window``, ``k`` and ``num_heads``
     :raises ValueError: If an argument is not among those accepted, or the observations are no images
     """
 

@@ -1,5 +1,6 @@
 """Loss terms, each a pure function, and the means to attach one to somebody else's backward pass."""
 
+import math
 from typing import Any
 
 import torch as th
@@ -84,26 +85,33 @@ def covariance_loss(embedding: th.Tensor) -> th.Tensor:
 
 class _AttachLoss(th.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: th.Tensor, loss: th.Tensor) -> th.Tensor:
-        if loss.ndim != 0:
-            raise ValueError(f"The attached loss must be a scalar, got shape {tuple(loss.shape)}")
-        ctx.dtype = loss.dtype
+    def forward(ctx: Any, tensor: th.Tensor, loss: th.Tensor, scale: float | th.Tensor) -> th.Tensor:
+        ctx.dtype, ctx.scale = loss.dtype, scale
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor]:  # type: ignore[override]
-        return grad, th.ones((), dtype=ctx.dtype, device=grad.device)
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor, None]:  # type: ignore[override]
+        return grad, th.as_tensor(ctx.scale, dtype=ctx.dtype, device=grad.device), None
 
 
-def attach_loss(tensor: th.Tensor, loss: th.Tensor) -> th.Tensor:
+def attach_loss(tensor: th.Tensor, loss: th.Tensor, scale: float | th.Tensor = 1.0) -> th.Tensor:
     """
     Add ``loss`` to whatever loss is computed from the returned tensor: the identity in the forward pass, a gradient of
-    one into ``loss`` in the backward pass. Stable-Baselines3's own ``loss.backward()`` then trains both, with its
+    ``scale`` into ``loss`` in the backward pass. Stable-Baselines3's own ``loss.backward()`` then trains both, with its
     gradient clipping and one optimiser step, and its ``train()`` stays as it is.
+
+    What the other loss is multiplied by on its way to ``backward()`` cannot be seen from here: who divides it, to
+    accumulate gradients, or multiplies it, for a ``GradScaler``, has to say so.
 
     :param tensor: A tensor on the way to the other loss
     :param loss: Scalar loss to attach
+    :param scale: What the other loss is multiplied by: a positive number, or a scalar tensor
     :return: ``tensor``, with the loss attached
-    :raises ValueError: If ``loss`` is not a scalar
+    :raises ValueError: If ``loss`` is not a scalar, or ``scale`` is neither a positive number nor a scalar tensor
     """
-    return _AttachLoss.apply(tensor, loss)
+    if loss.ndim != 0:
+        raise ValueError(f"The attached loss must be a scalar, got shape {tuple(loss.shape)}")
+    # The value of a tensor may be on another device, for which nobody should wait
+    if scale.ndim != 0 if isinstance(scale, th.Tensor) else not 0.0 < scale < math.inf:
+        raise ValueError(f"`scale` of an attached loss must be a positive number or a scalar tensor, got {scale}")
+    return _AttachLoss.apply(tensor, loss, scale)

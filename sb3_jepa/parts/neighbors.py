@@ -60,7 +60,9 @@ class NeighborAggregation(nn.Module):
             raise ValueError(f"`grid` must have positive sizes and at least 2 tokens, got {tuple(grid)}")
         if not (_is_whole(window) and window >= 3 and window % 2 == 1):
             raise ValueError(f"`window` must be an odd number of at least 3, got {window!r}")
-        n_around = window ** len(grid) - 1
+        # Nothing lies beside what an axis of one place has
+        axes = [size for size in grid if size > 1]
+        n_around = window ** len(axes) - 1
         if not (_is_whole(k) and 1 <= k <= n_around):
             raise ValueError(f"`k` must be a whole number from 1 to {n_around}, the neighbours in a window, got {k!r}")
         for name, size in dict(embed_dim=embed_dim, num_heads=num_heads).items():
@@ -72,7 +74,7 @@ class NeighborAggregation(nn.Module):
         if selection not in SELECTIONS:
             raise ValueError(f"`selection` must be one of {SELECTIONS}, got {selection!r}")
         self.k, self.aggregation, self.selection = int(k), aggregation, selection
-        places, missing = neighbor_places(grid, window)
+        places, missing = neighbor_places(axes, window)
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("missing", missing, persistent=False)
         self.blocks = nn.ModuleList()
@@ -133,18 +135,20 @@ class NeighborAggregation(nn.Module):
             chosen = scores.masked_fill(missing, -th.inf).topk(self.k, dim=-1, sorted=False).indices
         return places.gather(2, chosen), missing.gather(2, chosen)
 
-    def transform_context(self, context: th.Tensor) -> th.Tensor:
+    def transform_context(self, context: th.Tensor, class_tokens: int = 0) -> th.Tensor:
         """
         What the mean of the context attends to, added to all of its tokens. They stay as they are if neighbours are
         aggregated by their mean, which has nothing to learn.
 
-        :param context: Of the context encoder, ``(batch, context tokens, embed_dim)``
-        :return: For the predictor, ``(batch, context tokens, embed_dim)``
+        :param context: Of the context encoder, ``(batch, class_tokens + context tokens, embed_dim)``
+        :param class_tokens: How many class tokens come first. They are attended to, but have no part in the mean, which
+            is one of patches, as where targets are made.
+        :return: For the predictor, of the same shape
         """
         for block in self.blocks:
             # The query is among its keys. The paper leaves that open here; but the weights learn here what their copy
             # does for targets, where the query is among them
-            tokens = th.cat((context.mean(dim=1, keepdim=True), context), dim=1)
+            tokens = th.cat((context[:, class_tokens:].mean(dim=1, keepdim=True), context), dim=1)
             tokens = block.attention_norm(tokens)  # type: ignore[operator]
             context = context + block.attention(tokens, class_token_only=True)  # type: ignore[operator]
             context = context + block.mlp(block.mlp_norm(context))  # type: ignore[operator]

@@ -76,7 +76,7 @@ class MaskedPredictor(nn.Module):
     says that it is to be predicted, and a fixed code where it is (*I-JEPA*, Assran et al. 2023, arXiv 2301.08243,
     section 3).
 
-    :param grid: How the tokens of an observation are laid out
+    :param grid: How the tokens of an observation are laid out. Sides of 1 have no part in the code.
     :param embed_dim: Width of the context's tokens
     :param output_dim: Width of what is predicted; None for ``embed_dim``
     :param predictor_dim: Width of the predictor's own tokens
@@ -106,14 +106,16 @@ class MaskedPredictor(nn.Module):
             if size <= 0:
                 raise ValueError(f"`{name}` must be positive, got {size}")
         check_heads(num_heads, predictor_dim=predictor_dim)
-        n_axes = len(grid)
-        if predictor_dim < 2 * n_axes:
+        # Where there is one place only, there is nothing to tell
+        axes = [side for side in grid if side != 1] or [1]
+        if predictor_dim < 2 * len(axes):
             raise ValueError(
-                f"`predictor_dim` must be at least {2 * n_axes} for the {n_axes} axes of `grid`, got {predictor_dim}"
+                f"`predictor_dim` must be at least {2 * len(axes)} for the {len(axes)} axes of `grid`, got "
+                f"{predictor_dim}"
             )
         self.input = nn.Linear(embed_dim, predictor_dim)
         self.mask_token = nn.Parameter(th.zeros(predictor_dim))
-        self.register_buffer("place_code", position_code(grid, predictor_dim), persistent=False)
+        self.register_buffer("place_code", position_code(axes, predictor_dim), persistent=False)
         self.blocks = nn.ModuleList(Block(predictor_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(predictor_dim)
         self.output = nn.Linear(predictor_dim, output_dim)
@@ -127,11 +129,19 @@ class MaskedPredictor(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, context: th.Tensor, context_places: th.Tensor, target_places: th.Tensor) -> th.Tensor:
+    def forward(
+        self,
+        context: th.Tensor,
+        context_places: th.Tensor,
+        target_places: th.Tensor,
+        missing: th.Tensor | None = None,
+    ) -> th.Tensor:
         """
         :param context: Tokens that are seen, ``(batch, class_tokens + n_context, embed_dim)``, class tokens first
         :param context_places: Their places without class tokens, ``(batch, n_context)``
         :param target_places: Of the hidden tokens, ``(batch, n_masks, n_targets)``
+        :param missing: Places of the context that nothing is known of, ``(batch, n_context)``: neither their tokens nor
+            where they are has a part in the prediction. None if there is none.
         :return: Predicted tokens ``(batch, n_masks, n_targets, output_dim)``. No mask knows of the others.
         """
         batch_size, n_masks, n_targets = target_places.shape
@@ -140,7 +150,10 @@ class MaskedPredictor(nn.Module):
         seen = self.input(context) + th.cat((no_code, code), dim=1)
         hidden = self.mask_token + F.embedding(target_places, self.place_code)
         tokens = th.cat((seen[:, None].expand(-1, n_masks, -1, -1), hidden), dim=2).flatten(0, 1)
+        if missing is not None:
+            missing = F.pad(missing, (context.shape[1] - missing.shape[1], n_targets), value=False)
+            missing = missing.repeat_interleave(n_masks, dim=0)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, missing=missing)
         predicted = self.output(self.norm(tokens[:, -n_targets:]))
         return predicted.unflatten(0, (batch_size, n_masks))

@@ -10,8 +10,9 @@ from torch import nn
 from sb3_jepa import DmtJepa, JepaExtractor, MaskedPrediction, Salt, SaltTeacher, TJepa
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.objectives import ObjectiveInput
-from sb3_jepa.parts import NeighborAggregation
+from sb3_jepa.parts import NeighborAggregation, position_code
 from sb3_jepa.parts.masks import Masks
+from sb3_jepa.parts.neighbors import neighbor_places
 
 SMALL = dict(embed_dim=8, num_heads=2, depth=1, standardize_frames=0)
 # frames_as: the pixels of a token are then those of the image
@@ -84,9 +85,12 @@ def error(name: str, difference: np.ndarray) -> np.ndarray:
 def written_out(encoder, objective, observations, targets: list[list[np.ndarray]], masks=None, loss="mse") -> float:
     """The mean over all numbers that are predicted, one by one; of each sample, targets are those of all tokens."""
     masks = (masks or FixedMasks()).sample(len(targets))
+    missing = None
+    if encoder.encoder.missing_as_nan:
+        missing = observations.isnan().gather(1, masks.context)
     with th.no_grad():
         context = encoder.encode_tokens(observations, masks.context)
-        predicted = objective.predictor(context, *masks).numpy()
+        predicted = objective.predictor(context, *masks, missing).numpy()
     errors = []
     for number, of_sample in enumerate(targets):
         for mask, places in enumerate(masks.targets[number].tolist()):
@@ -155,7 +159,8 @@ class Scaling(nn.Module):
     def forward(self, latents):
         return latents * self.factor
 
-    def transform_context(self, context):
+    def transform_context(self, context, class_tokens):
+        assert class_tokens == 1
         return context + self.factor
 
 
@@ -247,9 +252,9 @@ def test_class_tokens_are_always_seen_and_never_targets():
     encoder.encode_tokens = spy
     predict = objective.predictor.forward
     hidden = []
-    objective.predictor.forward = lambda context, context_places, places: (
+    objective.predictor.forward = lambda context, context_places, places, missing: (
         hidden.append(places),
-        predict(context, context_places, places),
+        predict(context, context_places, places, missing),
     )[1]
     for _ in range(20):
         loss_of(encoder, objective, observations)
@@ -280,6 +285,63 @@ def test_what_is_missing_is_neither_seen_nor_a_target(target):
     loss.backward()
     assert loss.item() == 0.0
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters() if parameter.grad is not None)
+
+
+def test_a_prediction_does_not_depend_on_the_place_of_what_is_missing():
+    encoder, objective = make(VECTOR, target="input", extractor_kwargs=dict(missing_as_nan=True))
+    _, observations = sample(VECTOR)
+    # Of what is seen, one is there; what was taken away is once the one and once the other
+    observations[:, [2, 3]] = th.nan
+    losses = []
+    for context in ([0, 2], [0, 3]):
+        objective.masks = [FixedMasks(context, [[1, 4]])]
+        losses.append(loss_of(encoder, objective, observations).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    objective.masks = [FixedMasks([0, 2], [[1, 4]])]
+    observations[:, 2] = 1.0
+    assert loss_of(encoder, objective, observations).item() != pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "n_places"), [(4, 32, 8), (32, 4, 8), (16, 16, 16)], ids=["row", "column", "image"]
+)
+def test_what_is_hidden_in_one_frame_is_hidden_in_all_frames(height, width, n_places):
+    space = spaces.Box(0, 255, (3, height, width), np.uint8)
+    encoder = JepaExtractor(space, **{**PATCHES, "frames_as": "tokens", "frames": 3})
+    objective = MaskedPrediction(encoder, 8, mask_kwargs=dict(context_scale=None))
+    for _ in range(10):
+        (family,) = objective.masks
+        masks = family.sample(16)
+        for seen, hidden in zip(masks.context % n_places, masks.targets.flatten(1) % n_places, strict=True):
+            assert not set(seen.tolist()) & set(hidden.tolist())
+
+
+def test_where_a_frame_is_one_patch_frames_are_hidden():
+    encoder = JepaExtractor(spaces.Box(0, 255, (3, 4, 4), np.uint8), **{**PATCHES, "frames_as": "tokens", "frames": 3})
+    objective = MaskedPrediction(encoder, 8, mask_kwargs=dict(n_masks=1))
+    masks = objective.masks[0].sample(8)
+    assert masks.targets.shape[1:] == (1, 1)
+    assert sorted(masks.targets.unique().tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 32), (3, 4, 32), (3, 32, 4)], ids=str)
+def test_a_side_of_one_patch_says_nothing_of_the_place(shape):
+    encoder = JepaExtractor(spaces.Box(0, 255, shape, np.uint8), **{**PATCHES, "frames_as": "tokens"})
+    objective = DmtJepa(encoder, 8, target_transform_kwargs=dict(k=2))
+    grid = [side for side in encoder.encoder.token_shape if side > 1]
+    # What was saved was learned with these codes and neighbours
+    assert th.equal(objective.predictor.place_code, position_code(grid, 32))
+    assert th.equal(objective.target_transform.places, neighbor_places(grid, 3)[0])
+
+
+def test_the_heads_of_the_aggregation_are_an_option():
+    wide = dict(extractor_kwargs=dict(embed_dim=6))
+    with pytest.raises(ValueError, match=r"`target_transform_kwargs`, .*`num_heads` must divide .*num_heads=4"):
+        make(IMAGE, DmtJepa, **wide)
+    encoder, objective = make(IMAGE, DmtJepa, target_transform_kwargs=dict(num_heads=3), **wide)
+    assert all(block.attention.num_heads == 3 for block in objective.target_transform.blocks)
+    _, observations = sample(IMAGE)
+    assert loss_of(encoder, objective, observations).isfinite()
 
 
 def test_the_method_says_which_loss_can_be_compared():

@@ -109,6 +109,25 @@ def test_attached_loss_reaches_its_graph_through_a_detached_tensor():
     assert weight.grad.item() == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize("scale", [0.25, 65536.0, th.tensor(0.25, dtype=th.float64)], ids=str)
+def test_attached_loss_is_scaled_as_the_other_one(scale):
+    def gradients(loss: th.Tensor, *parameters: th.Tensor) -> list[float]:
+        return [gradient.item() for gradient in th.autograd.grad(loss, parameters)]
+
+    weight, x = (th.tensor(value, requires_grad=True) for value in (2.0, 3.0))
+    expected = gradients((x**2 + weight**3 * x) * scale, weight, x)
+    # The attached loss has a gradient into the tensor that it is attached to, as that of an embedding has
+    assert gradients(attach_loss(x, weight**3 * x, scale) ** 2 * scale, weight, x) == pytest.approx(expected)
+
+
 def test_attached_loss_must_be_a_scalar():
     with pytest.raises(ValueError, match="scalar"):
         attach_loss(th.zeros(3), th.zeros(2))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), th.ones(1)], ids=str)
+def test_bad_scale_of_an_attached_loss(scale):
+    with pytest.raises(
+        ValueError, match="`scale` of an attached loss must be a positive number or a scalar tensor, got"
+    ):
+        attach_loss(th.zeros(3), th.zeros(()), scale)

@@ -157,6 +157,30 @@ def test_context_matches_the_textbook():
     assert th.allclose(transformed[1], aggregation.norm(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize("class_tokens", [1, 3])
+def test_class_tokens_have_no_part_in_the_query_of_the_context(class_tokens):
+    aggregation = make_aggregation()
+    context = th.randn(2, class_tokens + 5, 8)
+    expected = context[1]
+    for block in aggregation.blocks:
+        # They are asked all the same
+        keys = block.attention_norm(th.cat((expected[class_tokens:].mean(dim=0)[None], expected)))
+        expected = expected + textbook_attention(block, keys[0], keys)
+        expected = expected + block.mlp(block.mlp_norm(expected))
+    transformed = aggregation.transform_context(context, class_tokens)
+    assert th.allclose(transformed[1], aggregation.norm(expected), atol=1e-5)
+    assert not th.allclose(aggregation.transform_context(context), transformed, atol=1e-3)
+
+
+@pytest.mark.parametrize("grid", [(1, 3, 3), (3, 1, 3)])
+def test_an_axis_of_one_place_has_no_neighbors(grid):
+    aggregation, flat = make_aggregation(grid), make_aggregation((3, 3))
+    assert th.equal(aggregation.places, flat.places)
+    assert th.equal(aggregation.missing, flat.missing)
+    with pytest.raises(ValueError, match="from 1 to 8"):
+        make_aggregation(grid, k=9)
+
+
 @pytest.mark.parametrize("aggregation", ["attention", "mean"])
 @pytest.mark.parametrize("grid", [(6,), (3, 4), (2, 2, 3)])
 def test_targets_do_not_depend_on_the_other_images(aggregation, grid):

@@ -98,6 +98,31 @@ def test_masked_prediction_does_not_depend_on_the_order_of_the_context():
     assert not th.allclose(predictor(shuffled, CONTEXT_PLACES, TARGET_PLACES), predicted, atol=1e-3)
 
 
+@pytest.mark.parametrize("n_class_tokens", [0, 1])
+def test_masked_prediction_does_not_depend_on_what_is_missing(n_class_tokens):
+    predictor = make_masked_predictor()
+    context = th.randn(2, n_class_tokens + 4, 16, requires_grad=True)
+    missing = th.tensor([[False, True, False, False], [False, False, False, False]])
+    predicted = predictor(context, CONTEXT_PLACES, TARGET_PLACES, missing)
+    (gradient,) = th.autograd.grad(predicted[:, 0].square().sum(), context)
+    depends_on = gradient.any(dim=2)[:, n_class_tokens:]
+    assert th.equal(depends_on, ~missing)
+    assert gradient.any(dim=2)[:, :n_class_tokens].all()
+    # As if there had been three tokens only
+    kept = [place for place in range(n_class_tokens + 4) if place != n_class_tokens + 1]
+    alone = predictor(context[:1, kept], CONTEXT_PLACES[:1, [0, 2, 3]], TARGET_PLACES[:1])
+    assert th.allclose(predicted[:1], alone, atol=1e-6)
+    # Nothing at all may be known
+    nothing = predictor(context, CONTEXT_PLACES, TARGET_PLACES, th.ones_like(missing))
+    assert nothing.isfinite().all()
+
+
+def test_an_axis_of_one_place_has_no_part_in_the_code():
+    predictor = MaskedPredictor((3, 1, 8), 16, predictor_dim=4, num_heads=1)
+    assert th.equal(predictor.place_code, position_code((3, 8), 4))
+    assert MaskedPredictor((1, 1), 16, predictor_dim=4, num_heads=1).place_code.shape == (1, 4)
+
+
 def test_masked_predictor_begins_as_the_encoder_does():
     predictor = make_masked_predictor(depth=3)
     assert len(predictor.blocks) == 3
