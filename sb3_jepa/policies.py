@@ -22,7 +22,13 @@ from sb3_jepa.extractors import JepaExtractor, preprocess, takes_nan
 from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import attach_loss
 from sb3_jepa.parts.ranks import rank
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.saving import in_memory, replace_when_complete, warn_if_not_finite
+
+HOW_TO_FIT = (
+    "Build the model with the `policy_kwargs` that it was saved with. If a default was another one in the version of "
+    "sb3_jepa that saved the file, say it: `PPO.load(path, custom_objects=dict(policy_kwargs=dict("
+    "features_extractor_kwargs=dict(patch_size=8))))`, for example, with all other `policy_kwargs` that it had"
+)
 
 if TYPE_CHECKING:
     _Base = ActorCriticPolicy
@@ -337,8 +343,14 @@ class JointPolicy(_Base):
         """
         if rank() > 0 and isinstance(path, (str, pathlib.Path)):
             return
+        warn_if_not_finite(self.state_dict(), "The policy")
+        # Stable-Baselines3 says that it takes a path, and takes an open file too
+        content = in_memory(lambda file: super(JointPolicy, self).save(file))  # type: ignore[arg-type]
+        if not isinstance(path, (str, pathlib.Path)):
+            path.write(content)
+            return
         with replace_when_complete(path) as unfinished:
-            super().save(unfinished)  # type: ignore[arg-type]
+            unfinished.write_bytes(content)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """
@@ -347,16 +359,24 @@ class JointPolicy(_Base):
         :param state_dict: As of :meth:`state_dict`
         :param strict: Whether the keys must be those of this policy
         :param assign: See ``torch.nn.Module.load_state_dict``
-        :raises ValueError: If strict and keys are missing or unknown. (Stable-Baselines3 takes PyTorch's own error for
-            the sign of a file older than its 1.7.0, and then goes on with whatever fits.)
+        :raises ValueError: If strict and keys are missing or unknown (Stable-Baselines3 takes PyTorch's own error for
+            the sign of a file older than its 1.7.0, and then goes on with whatever fits); or if a tensor has another
+            shape
         """
-        own = self.state_dict().keys()
-        unknown, missing = sorted(set(state_dict) - set(own)), sorted(set(own) - set(state_dict))
+        own = self.state_dict()
+        unknown, missing = sorted(state_dict.keys() - own.keys()), sorted(own.keys() - state_dict.keys())
         if strict and (unknown or missing):
             raise ValueError(
-                "The file was saved from a policy with other parts, or by another version of sb3_jepa. "
-                f"Unknown keys: {unknown or 'none'}. Missing keys: {missing or 'none'}"
+                "These are the parameters of a policy with other parts, or of another version of sb3_jepa. "
+                f"Unknown keys: {unknown or 'none'}. Missing keys: {missing or 'none'}. {HOW_TO_FIT}"
             )
+        others = [
+            f"{name} is {tuple(state_dict[name].shape)} there and {tuple(own[name].shape)} here"
+            for name in own.keys() & state_dict.keys()
+            if state_dict[name].shape != own[name].shape
+        ]
+        if others:
+            raise ValueError(f"These are the parameters of a policy of other sizes: {'; '.join(others)}. {HOW_TO_FIT}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 

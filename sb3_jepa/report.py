@@ -119,7 +119,6 @@ def write_report(
         f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
     with replace_when_complete(out) as unfinished:
-        assert isinstance(unfinished, pathlib.Path)
         unfinished.write_text(page, encoding="utf-8")
 
 

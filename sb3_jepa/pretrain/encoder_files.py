@@ -42,7 +42,6 @@ def write_pretrained(
         about, observation_space=space_to_json(observation_space), features_extractor_kwargs=features_extractor_kwargs
     )
     with replace_when_complete(path.with_suffix(".json")) as unfinished:
-        assert isinstance(unfinished, pathlib.Path)
         unfinished.write_text(json.dumps(described, indent=2) + "\n")
     return path
 

@@ -154,7 +154,6 @@ class RecordingWriter:
     def _write_info(self) -> None:
         assert self.folder is not None
         with replace_when_complete(self.folder / INFO_FILE) as unfinished:
-            assert isinstance(unfinished, pathlib.Path)
             unfinished.write_text(json.dumps({**self._settings, "n_saved": self.n_written}, indent=2) + "\n")
 
     def recordings(self) -> Recordings:

@@ -23,7 +23,7 @@ from sb3_jepa.pretrain.folders import differing_settings
 from sb3_jepa.pretrain.readers import is_env, read
 from sb3_jepa.pretrain.recordings import Recordings
 from sb3_jepa.pretrain.validation import Validation, result_of
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.saving import in_memory, replace_when_complete
 
 CHECKPOINT = "checkpoint.pth"
 # Whether more of it is better
@@ -402,7 +402,7 @@ class Pretraining:
             progress=(self.n_done, self.n_without_progress, self.best),
         )
         with replace_when_complete(self.folder / CHECKPOINT) as unfinished:
-            th.save(state, unfinished)  # type: ignore[arg-type]
+            unfinished.write_bytes(in_memory(lambda file: th.save(state, file)))
 
     def _load_checkpoint(self, path: pathlib.Path) -> None:
         state = th.load(path, map_location=next(self.encoder.parameters()).device, weights_only=True)

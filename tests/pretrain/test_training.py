@@ -363,7 +363,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(monkeypatch, tmp
     def fail(state, file):
         n_saved.append(file)
         if len(n_saved) == 3:
-            pathlib.Path(file).write_bytes(b"half of it")
+            file.write(b"half of it")
             raise OSError("No space left on device")
         save(state, file)
 
