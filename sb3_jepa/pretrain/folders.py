@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.pretrain.recordings import Recordings, spaces_by_key
+from sb3_jepa.pretrain.settings import differing_settings, readable
 from sb3_jepa.saving import replace_when_complete
 
 # What the arrays beside it hold, and how many rows of them
@@ -32,18 +33,6 @@ def array_name(key: str) -> str:
 def _file_name(name: str) -> str:
     # Keys such as "robot/joints" name no folder
     return f"{quote(name, safe=' ')}.npy"
-
-
-def differing_settings(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """
-    :param theirs: Settings that were read from a file
-    :param own: Others, as JSON knows them
-    :return: Those that are not the same, by name: theirs and the own
-    """
-    # As they look after they have been in a file
-    own = json.loads(json.dumps(own))
-    names = {**theirs, **own}
-    return {name: (theirs.get(name), own.get(name)) for name in names if theirs.get(name) != own.get(name)}
 
 
 class RecordingWriter:
@@ -66,7 +55,8 @@ class RecordingWriter:
     ):
         self.observation_space, self.n_rows = observation_space, n_rows
         self.folder = None if folder is None else pathlib.Path(folder)
-        self._settings = {**(settings or {}), "n_rows": n_rows, "observation_space": space_to_json(observation_space)}
+        described = {"n_rows": n_rows, "observation_space": space_to_json(observation_space)}
+        self._settings = readable({**(settings or {}), **described})
         self.n_written = self._n_saved = self._find_rows()
         types = {"episodes": ((), np.dtype(np.int64))} | {
             array_name(key): (space.shape or (), np.dtype(space.dtype))

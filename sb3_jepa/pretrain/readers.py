@@ -58,6 +58,24 @@ def read(source: Any, **kwargs: Any) -> Recordings:
     )
 
 
+def read_into(
+    folder: pathlib.Path, source: Any, seed: int, progress_bar: bool, source_kwargs: dict[str, Any]
+) -> Recordings:
+    """
+    Recordings of a source; those of an environment are kept beside the encoder that learns from them.
+
+    :param folder: Of the pretraining
+    :param source: As of :func:`~sb3_jepa.pretrain.read`
+    :param seed: Seed of an environment
+    :param progress_bar: Display a progress bar while an environment is recorded
+    :param source_kwargs: Keyword arguments of :func:`~sb3_jepa.pretrain.read`, which come before all these
+    :return: The recordings
+    :raises ValueError: If it is no such source, or does not take such arguments
+    """
+    of_env = dict(folder=folder / "recordings", seed=seed, progress_bar=progress_bar) if is_env(source) else {}
+    return read(source, **{**of_env, **source_kwargs})
+
+
 def is_env(source: Any) -> bool:
     """
     :param source: As of :func:`read`

@@ -10,8 +10,9 @@ import torch as th
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import Salt, SaltTeacher
 from sb3_jepa.pretrain.encoder_files import read_encoder
+from sb3_jepa.pretrain.readers import read_into
 from sb3_jepa.pretrain.recordings import Recordings
-from sb3_jepa.pretrain.training import pretrain, read_into
+from sb3_jepa.pretrain.training import pretrain
 
 TEACHER_FOLDER = "teacher"
 # Of the updates of both stages, the paper gives about a sixth to the teacher

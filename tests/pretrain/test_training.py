@@ -167,6 +167,36 @@ def test_schedules_are_the_same_wherever_they_are_in_memory(tmp_path):
     assert len(rows_of(tmp_path)) == 4
 
 
+def test_numbers_of_numpy_became_texts_that_no_encoder_can_be_made_of(tmp_path):
+    numbers = dict(n_updates=np.int64(6), batch_size=np.int32(32), learning_rate=np.float32(0.5), seed=np.uint8(3))
+    kwargs = dict(
+        features_extractor_kwargs={name: np.int64(value) for name, value in EXTRACTOR.items()},
+        objective_kwargs={name: np.int64(value) for name, value in SMALL["objective_kwargs"].items()},
+    )
+    path = pretrain(make_recordings(), tmp_path, **{**SMALL, **numbers, **kwargs})
+    assert read_encoder(path).features_dim == 8
+    settings = json.loads((tmp_path / "encoder.json").read_text())["settings"]
+    assert settings["features_extractor_kwargs"] == EXTRACTOR
+    assert settings["objective_kwargs"] == SMALL["objective_kwargs"]
+    assert {name: settings[name] for name in numbers} == dict(n_updates=6, batch_size=32, learning_rate=0.5, seed=3)
+    # The same training, however its numbers are written
+    assert pretrain(make_recordings(), tmp_path, **{**SMALL, **numbers, "n_updates": 6}) == path
+
+
+@pytest.mark.parametrize("name", ["encoder.pth", "encoder.safetensors", "encoder.json", "progress.csv"])
+def test_an_encoder_or_curves_of_another_training_were_overwritten(name, tmp_path):
+    (tmp_path / name).write_text("time/iterations,rollout/ep_rew_mean\n1,2.0\n")
+    with pytest.raises(ValueError, match=rf"`folder` holds .*{name}.* another folder"):
+        pretrain(make_recordings(), tmp_path, **SMALL)
+    assert {file.name: file.read_text()[:4] for file in tmp_path.iterdir()} == {name: "time"}
+
+
+def test_files_beside_the_encoder_are_left_alone(tmp_path):
+    (tmp_path / "encoder.onnx").write_text("mine")
+    pretrain(make_recordings(), tmp_path, **SMALL)
+    assert (tmp_path / "encoder.onnx").read_text() == "mine"
+
+
 def test_an_environment_is_recorded_in_the_folder(tmp_path):
     env = make_vec_env(lambda: FakeEnv(SPACE), n_envs=2)
     pretrain(env, tmp_path, n_steps=60, **SMALL)
@@ -401,6 +431,10 @@ class NotAnEncoder(nn.Module):
         (dict(labels=np.zeros(200)), r"`labels` must have a row for each.*\(200,\)"),
         (dict(labels=np.zeros((200, 2))), "what the probe is to read does not vary"),
         (dict(features_extractor_kwargs=dict(frozen=True)), "what is frozen learns nothing"),
+        (
+            dict(features_extractor_kwargs=dict(EXTRACTOR, compile_kwargs=dict(backend=print))),
+            r"`features_extractor_kwargs\['compile_kwargs'\]\['backend'\]` must be a number, .* got <built-in",
+        ),
         (dict(objective_kwargs=dict(target="frozen")), "needs an encoder as `teacher`"),
         (dict(objective_kwargs=dict(prediction_coef=0.0, variance_coef=1.0)), "a positive `prediction_coef`"),
         (dict(objective_kwargs=dict(teacher=NotAnEncoder()), objective_class=Salt), "got NotAnEncoder"),
