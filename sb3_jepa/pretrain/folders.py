@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ from gymnasium import spaces
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.pretrain.recordings import Recordings, spaces_by_key
 from sb3_jepa.pretrain.settings import differing_settings, readable
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.saving import reading, replace_when_complete
 
 # What the arrays beside it hold, and how many rows of them
 INFO_FILE = "recording.json"
@@ -75,8 +76,9 @@ class RecordingWriter:
             if next(self.folder.glob("*.npy"), None) is not None:
                 raise ValueError(f"`folder` holds arrays that are not known to be recordings: {self.folder}")
             return 0
-        info = json.loads(path.read_text())
-        n_saved = info.pop("n_saved")
+        with _reading_info(path):
+            info = json.loads(path.read_text())
+            n_saved = int(info.pop("n_saved"))
         differing = differing_settings(info, self._settings)
         if differing:
             texts = [f"{name} is {theirs!r} there and {own!r} here" for name, (theirs, own) in differing.items()]
@@ -97,10 +99,10 @@ class RecordingWriter:
     def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         if self.folder is None:
             return np.empty((self.n_rows, *shape), dtype)
-        path = str(self.folder / _file_name(name))
+        path = self.folder / _file_name(name)
         if self.n_written > 0:
-            return np.lib.format.open_memmap(path, mode="r" if self.is_complete else "r+")
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(self.n_rows, *shape))
+            return map_array(path, "r" if self.is_complete else "r+", self.n_rows)
+        return np.lib.format.open_memmap(str(path), mode="w+", dtype=dtype, shape=(self.n_rows, *shape))
 
     @property
     def is_complete(self) -> bool:
@@ -163,23 +165,40 @@ def read_folder(folder: pathlib.Path) -> Recordings:
     """
     :param folder: That :func:`~sb3_jepa.pretrain.record_env` has written, also if it was interrupted
     :return: What it holds, mapped into memory
-    :raises ValueError: If it is another
+    :raises ValueError: If it is another, or a file of it is broken
     """
     path = folder / INFO_FILE
     if not path.is_file():
         raise ValueError(f"A folder of recordings must have been written by `record_env`, and {path} does not exist")
-    info = json.loads(path.read_text())
-    n_rows = info["n_saved"]
+    with _reading_info(path):
+        info = json.loads(path.read_text())
+        n_rows, n_expected, space = int(info["n_saved"]), info["n_rows"], space_from_json(info["observation_space"])
     if n_rows == 0:
         raise ValueError(f"{folder} holds no observations yet")
-    if n_rows < info["n_rows"]:
-        warnings.warn(
-            f"{folder} is not complete: it holds {n_rows} of {info['n_rows']} rows", UserWarning, stacklevel=3
-        )
-    space = space_from_json(info["observation_space"])
+    if n_rows < n_expected:
+        warnings.warn(f"{folder} is not complete: it holds {n_rows} of {n_expected} rows", UserWarning, stacklevel=3)
     files = {key: folder / _file_name(array_name(key)) for key in spaces_by_key(space)}
-    arrays = {key: np.load(file, mmap_mode="r")[:n_rows] for key, file in files.items()}
-    return Recordings(space, unkeyed(arrays), np.load(folder / "episodes.npy", mmap_mode="r")[:n_rows])
+    arrays = {key: map_array(file, n_rows=n_rows)[:n_rows] for key, file in files.items()}
+    return Recordings(space, unkeyed(arrays), map_array(folder / _file_name("episodes"), n_rows=n_rows)[:n_rows])
+
+
+def map_array(path: pathlib.Path, mode: str = "r", n_rows: int = 0) -> np.ndarray:
+    """
+    :param path: Of an ``.npy`` file
+    :param mode: ``"r"`` to read, ``"r+"`` to write too
+    :param n_rows: How many rows it must have, at least
+    :return: Its array, mapped into memory
+    :raises ValueError: If the file is broken, or has fewer rows
+    """
+    with reading(path, "an .npy file"):
+        array = np.lib.format.open_memmap(str(path), mode=mode)
+        if len(array) < n_rows:
+            raise ValueError(f"it has {len(array)} rows of {n_rows}")
+    return array
+
+
+def _reading_info(path: pathlib.Path) -> AbstractContextManager[None]:
+    return reading(path, "what `record_env` wrote of its recordings")
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
