@@ -1,11 +1,13 @@
 """Rollout buffers that know what came next, and store stacked frames once."""
 
+import inspect
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from stable_baselines3.common.utils import obs_as_tensor
@@ -281,3 +283,27 @@ class JepaDictRolloutBuffer(NextObservations, DictRolloutBuffer):  # type: ignor
     Rollout buffer for ``Dict`` observations whose samples carry next observations, see :class:`NextObservations`. Pass
     it as ``rollout_buffer_class``. The parameters are those of ``DictRolloutBuffer``.
     """
+
+
+def check_algorithm() -> None:
+    """
+    Raise if the Stable-Baselines3 algorithm that is building a policy has no transitions to train it with.
+
+    An algorithm tells its policy nothing about its rollout buffer: to object before the first rollout there is only the
+    call stack. Should that fail, the optimiser's hook still objects.
+
+    :raises ValueError: If its rollout buffer yields none
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        algorithm = frame.f_locals.get("self") if frame.f_code.co_name == "_setup_model" else None
+        if isinstance(algorithm, BaseAlgorithm):
+            buffer_class = getattr(algorithm, "rollout_buffer_class", None)
+            if buffer_class is None or not issubclass(buffer_class, NextObservations):
+                raise ValueError(
+                    f"{type(algorithm).__name__} cannot train a JepaPolicy, since its rollouts have no next "
+                    "observations: use an algorithm of sb3_jepa, such as `sb3_jepa.PPO`, or pass "
+                    "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer` (JepaDictRolloutBuffer for a Dict) to PPO or A2C"
+                )
+            return
+        frame = frame.f_back

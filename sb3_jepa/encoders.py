@@ -18,7 +18,7 @@ from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import Objective
 from sb3_jepa.parts import MomentumEncoder, measuring
 from sb3_jepa.parts.ranks import gather_batch
-from sb3_jepa.saving import find_not_finite, in_memory, reading, replace_when_complete, warn_if_not_finite
+from sb3_jepa.saving import find_misfits, find_not_finite, in_memory, reading, replace_when_complete, warn_if_not_finite
 
 SAFETENSORS = ".safetensors"
 # The model's attribute that holds what JepaCallback trains its encoders with, for the model's zip to hold it too
@@ -254,22 +254,9 @@ def check_fit(state: Mapping[str, th.Tensor], encoder: th.nn.Module, message: st
     :param message: The beginning of what is said if they do not fit
     :raises ValueError: If names, shapes or types are others
     """
-    own = encoder.state_dict()
-    differences = [
-        f"{name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    differences += [
-        f"{name} is of type {state[name].dtype} in the file and {own[name].dtype} in the model"
-        for name in own
-        # One precision becomes another
-        if name in state and state[name].is_floating_point() != own[name].is_floating_point()
-    ]
-    differences += [f"{name} is missing in the file" for name in own if name not in state]
-    differences += [f"{name} is missing in the model" for name in state if name not in own]
-    if differences:
-        raise ValueError(f"{message}: {'; '.join(differences)}")
+    misfits = find_misfits(state, encoder.state_dict(), "in the file", "in the model")
+    if misfits:
+        raise ValueError(f"{message}: {'; '.join(misfits)}")
 
 
 def _safetensors() -> Any:

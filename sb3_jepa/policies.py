@@ -1,6 +1,5 @@
 """Actor-critic policy that learns a JEPA objective in the same backward pass."""
 
-import inspect
 import io
 import pathlib
 from collections.abc import Mapping
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -16,13 +14,13 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_jepa.actions import encode_actions
-from sb3_jepa.buffers import NextObservations, Transitions, by_key, unkeyed
+from sb3_jepa.buffers import Transitions, by_key, check_algorithm, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.extractors import JepaExtractor, preprocess, takes_nan
 from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import attach_loss
 from sb3_jepa.parts.ranks import rank
-from sb3_jepa.saving import in_memory, replace_when_complete, warn_if_not_finite
+from sb3_jepa.saving import find_misfits, in_memory, replace_when_complete, warn_if_not_finite
 
 HOW_TO_FIT = (
     "Build the model with the `policy_kwargs` that it was saved with. If a default was another one in the version of "
@@ -93,7 +91,7 @@ class JointPolicy(_Base):
         optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        _check_algorithm()
+        check_algorithm()
         if objective_for not in ("actor", "critic", "both"):
             raise ValueError(f'`objective_for` must be "actor", "critic" or "both", got {objective_for!r}')
         if share_features_extractor and objective_for != "both":
@@ -364,19 +362,12 @@ class JointPolicy(_Base):
             shape
         """
         own = self.state_dict()
-        unknown, missing = sorted(state_dict.keys() - own.keys()), sorted(own.keys() - state_dict.keys())
-        if strict and (unknown or missing):
-            raise ValueError(
-                "These are the parameters of a policy with other parts, or of another version of sb3_jepa. "
-                f"Unknown keys: {unknown or 'none'}. Missing keys: {missing or 'none'}. {HOW_TO_FIT}"
-            )
-        others = [
-            f"{name} is {tuple(state_dict[name].shape)} there and {tuple(own[name].shape)} here"
-            for name in own.keys() & state_dict.keys()
-            if state_dict[name].shape != own[name].shape
-        ]
-        if others:
-            raise ValueError(f"These are the parameters of a policy of other sizes: {'; '.join(others)}. {HOW_TO_FIT}")
+        if not strict:
+            state_dict = {name: value for name, value in state_dict.items() if name in own}
+            own = {name: own[name] for name in state_dict}
+        misfits = find_misfits(state_dict, own, "there", "here")
+        if misfits:
+            raise ValueError(f"These are the parameters of another policy: {'; '.join(misfits)}. {HOW_TO_FIT}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
@@ -389,25 +380,3 @@ class JepaPolicy(JointPolicy, ActorCriticPolicy):
 
 def _is_not_finite(tensor: th.Tensor) -> th.Tensor:
     return ~th.isfinite(tensor)
-
-
-def _check_algorithm() -> None:
-    """
-    Raise if the Stable-Baselines3 algorithm that is building the policy has no transitions to train it with.
-
-    An algorithm tells its policy nothing about its rollout buffer: to object before the first rollout there is only the
-    call stack. Should that fail, the optimiser's hook still objects.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        algorithm = frame.f_locals.get("self") if frame.f_code.co_name == "_setup_model" else None
-        if isinstance(algorithm, BaseAlgorithm):
-            buffer_class = getattr(algorithm, "rollout_buffer_class", None)
-            if buffer_class is None or not issubclass(buffer_class, NextObservations):
-                raise ValueError(
-                    f"{type(algorithm).__name__} cannot train a JepaPolicy, since its rollouts have no next "
-                    "observations: use an algorithm of sb3_jepa, such as `sb3_jepa.PPO`, or pass "
-                    "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer` (JepaDictRolloutBuffer for a Dict) to PPO or A2C"
-                )
-            return
-        frame = frame.f_back

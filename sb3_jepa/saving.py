@@ -130,6 +130,31 @@ def reading(path: str | os.PathLike, expected: str) -> Iterator[None]:
         ) from error
 
 
+def find_misfits(state: Mapping[str, th.Tensor], own: Mapping[str, th.Tensor], there: str, here: str) -> list[str]:
+    """
+    :param state: Parameters and buffers to be loaded
+    :param own: Those of the module that they are for
+    :param there: Where the former are, such as ``"in the file"``
+    :param here: Where the latter are
+    :return: In what they differ, in words: shapes, then types, then what is missing
+    """
+    both = [name for name in own if name in state]
+    misfits = [
+        f"{name} is {tuple(state[name].shape)} {there} and {tuple(own[name].shape)} {here}"
+        for name in both
+        if state[name].shape != own[name].shape
+    ]
+    misfits += [
+        f"{name} is of type {state[name].dtype} {there} and {own[name].dtype} {here}"
+        for name in both
+        # One precision becomes another
+        if state[name].is_floating_point() != own[name].is_floating_point()
+    ]
+    misfits += [f"{name} is missing {there}" for name in own if name not in state]
+    misfits += [f"{name} is missing {here}" for name in state if name not in own]
+    return misfits
+
+
 def find_not_finite(state: Mapping[str, Any]) -> str | None:
     """
     :param state: Parameters and buffers by name
