@@ -23,9 +23,9 @@ from sb3_jepa.parts.ranks import rank
 from sb3_jepa.saving import find_misfits, in_memory, replace_when_complete, warn_if_not_finite
 
 HOW_TO_FIT = (
-    "Build the model with the `policy_kwargs` that it was saved with. If a default was another one in the version of "
-    "sb3_jepa that saved the file, say it: `PPO.load(path, custom_objects=dict(policy_kwargs=dict("
-    "features_extractor_kwargs=dict(patch_size=8))))`, for example, with all other `policy_kwargs` that it had"
+    "Build the model with the `policy_kwargs` that they are of. If a file is of a version of sb3_jepa with other "
+    "defaults, say these: `PPO.load(path, custom_objects=dict(policy_kwargs=dict(features_extractor_kwargs=dict("
+    "patch_size=8))))`, for example, with all other `policy_kwargs` that the model had"
 )
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ def test_parameters_that_came_from_no_file_were_said_to_be_of_one():
         lambda: model.set_parameters(parameters),
         lambda: model.policy.load_state_dict(parameters["policy"]),
     ):
-        with pytest.raises(ValueError, match=r"parameters policy: action_net.weight is missing there\.") as told:
+        with pytest.raises(ValueError, match=r"of another policy: action_net.weight is missing there\.") as told:
             load()
-        assert "file was" not in str(told.value)
+        assert "saved from" not in str(told.value)
 
 
 def test_another_shape_was_an_error_of_pytorch(tmp_path):
