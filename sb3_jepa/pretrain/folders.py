@@ -36,9 +36,14 @@ def _file_name(name: str) -> str:
     return f"{quote(name, safe=' ')}.npy"
 
 
+class NotRepeatedError(Exception):
+    """Rows that were saved before came out differently when they were recorded once more."""
+
+
 class RecordingWriter:
     """
-    Writes recordings row by row, to memory or to a folder. What a folder holds is kept, and the writing goes on there.
+    Writes recordings row by row, to memory or to a folder. What an interrupted one has saved in a folder is kept: rows
+    are compared with it from the first on, and written from there on.
 
     :param observation_space: As a Stable-Baselines3 policy sees it
     :param n_rows: How many rows to write, for which there will be room from the first on
@@ -58,12 +63,14 @@ class RecordingWriter:
         self.folder = None if folder is None else pathlib.Path(folder)
         described = {"n_rows": n_rows, "observation_space": space_to_json(observation_space)}
         self._settings = readable({**(settings or {}), **described})
-        self.n_written = self._n_saved = self._find_rows()
+        # Of an interrupted recording all is gone through once more, for it to go on where it was
+        self.n_saved = self._find_rows()
+        self.n_written = self.n_saved if self.n_saved == n_rows else 0
         types = {"episodes": ((), np.dtype(np.int64))} | {
             array_name(key): (space.shape or (), np.dtype(space.dtype))
             for key, space in spaces_by_key(observation_space).items()
         }
-        if self.folder is not None and self.n_written == 0:
+        if self.folder is not None and self.n_saved == 0:
             self._make_room(types)
         self._arrays = {name: self._open(name, *shape_and_type) for name, shape_and_type in types.items()}
 
@@ -100,7 +107,7 @@ class RecordingWriter:
         if self.folder is None:
             return np.empty((self.n_rows, *shape), dtype)
         path = self.folder / _file_name(name)
-        if self.n_written > 0:
+        if self.n_saved > 0:
             return map_array(path, "r" if self.is_complete else "r+", self.n_rows)
         return np.lib.format.open_memmap(str(path), mode="w+", dtype=dtype, shape=(self.n_rows, *shape))
 
@@ -116,31 +123,43 @@ class RecordingWriter:
 
     def write(self, observations: Any, episodes: np.ndarray) -> None:
         """
-        Write the next rows, as far as there is room.
+        Write the next rows, as far as there is room. Those that were saved before are not written but compared.
 
         :param observations: ``(rows, *observation shape)``, or a dictionary of such
         :param episodes: Numbers of their episodes, ``(rows,)``
+        :raises NotRepeatedError: If they are not those that were saved before
         """
         n_new = min(len(episodes), self.n_rows - self.n_written)
-        rows = slice(self.n_written, self.n_written + n_new)
-        for key, array in by_key(observations).items():
-            self._arrays[array_name(key)][rows] = array[:n_new]
-        self._arrays["episodes"][rows] = episodes[:n_new]
-        self.n_written += n_new
+        n_old = min(n_new, max(0, self.n_saved - self.n_written))
+        start, middle, end = self.n_written, self.n_written + n_old, self.n_written + n_new
+        arrays = {array_name(key): array for key, array in by_key(observations).items()}
+        arrays["episodes"] = episodes
+        for name, array in arrays.items():
+            own = self._arrays[name]
+            # NaN is the same as NaN
+            if n_old > 0 and np.asarray(array[:n_old], own.dtype).tobytes() != own[start:middle].tobytes():
+                raise NotRepeatedError
+        for name, array in arrays.items():
+            self._arrays[name][middle:end] = array[n_old:n_new]
+        self.n_written = end
+
+    def skip_saved(self) -> None:
+        """Go on behind what was saved before."""
+        self.n_written = self.n_saved
 
     def save(self) -> None:
         """Make what was written known to those who read the folder."""
-        if self.folder is None or self.n_written == self._n_saved:
+        if self.folder is None or self.n_written <= self.n_saved:
             return
         for array in self._arrays.values():
             assert isinstance(array, np.memmap)
             array.flush()
         self._write_info()
-        self._n_saved = self.n_written
+        self.n_saved = self.n_written
 
     def save_if_due(self) -> None:
         """Save if much was written since the last time."""
-        if self.n_written - self._n_saved >= SAVE_FREQ:
+        if self.n_written - self.n_saved >= SAVE_FREQ:
             self.save()
 
     def _write_info(self) -> None:

@@ -54,8 +54,9 @@ def pretrain(
     :func:`~sb3_jepa.load_encoder`, to be frozen or to learn on.
 
     All that it needs to go on after an interruption is in its folder, and the same call does that; it then ends where
-    it would have ended without. (The recording of an environment goes on with new episodes.) Beside that,
-    ``progress.csv`` and TensorBoard's files are there, with the curves under ``jepa/``.
+    it would have ended without. (Of an environment, that holds if it repeats itself, see
+    :func:`~sb3_jepa.pretrain.record_env`.) Beside that, ``progress.csv`` and TensorBoard's files are there, with the
+    curves under ``jepa/``.
 
     :param source: Where the observations are from: what :func:`~sb3_jepa.pretrain.read` takes, such as an environment
         or its ID (then say ``n_steps``), a replay or rollout buffer, a file, a Minari data set
