@@ -19,6 +19,7 @@ from sb3_jepa.distributed import TrainingOnRanks
 from sb3_jepa.parts.ranks import rank
 from sb3_jepa.policies import JepaPolicy, JointPolicy
 from sb3_jepa.saving import check_model_file, in_memory, replace_when_complete, warn_if_not_finite
+from sb3_jepa.teachers import describe_teacher
 
 
 class JointTraining(TrainingOnRanks):
@@ -44,6 +45,10 @@ class JointTraining(TrainingOnRanks):
             if self.rollout_buffer_class is None:
                 is_dict = isinstance(self.observation_space, spaces.Dict)
                 self.rollout_buffer_class = self.jepa_rollout_buffer_classes[is_dict]
+            # These are saved: a path would be of no use where the file is not
+            kwargs = self.policy_kwargs.get("objective_kwargs")
+            if kwargs:
+                self.policy_kwargs = dict(self.policy_kwargs, objective_kwargs=describe_teacher(kwargs))
         super()._setup_model()
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:

@@ -23,6 +23,7 @@ from sb3_jepa.extractors import preprocess, takes_nan
 from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import InputStandardization
 from sb3_jepa.parts.transformer import Attention
+from sb3_jepa.teachers import describe_teacher, make_teacher
 
 
 class EncoderLearner:
@@ -115,7 +116,8 @@ def _make_objective(
     objective_kwargs: dict[str, Any],
 ) -> Objective:
     action_dim = get_flattened_obs_dim(model.action_space)
-    objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=action_dim, **objective_kwargs)
+    kwargs = make_teacher(objective_kwargs)
+    objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=action_dim, **kwargs)
     return objective.to(model.device)
 
 
@@ -312,9 +314,11 @@ class AlternatingTraining:
         # None is all rows for some
         self.batch_size = int(batch_size or getattr(model, "batch_size", None) or 128)
         self.learning_rate = FloatSchedule(3e-4 if learning_rate is None else learning_rate)
-        objective_class, objective_kwargs = objective_class or NextLatentPrediction, objective_kwargs or {}
+        objective_class = objective_class or NextLatentPrediction
         picked = pick_encoders(model, encoders)
         saved = getattr(model, LEARNERS, {})
+        known = [one["objective_kwargs"] if isinstance(one, dict) else one.objective_kwargs for one in saved.values()]
+        objective_kwargs = describe_teacher(objective_kwargs, known)
         self.learners = {
             name: EncoderLearner(model, encoder, objective_class, objective_kwargs, self.learning_rate(1.0))
             for name, encoder in picked.items()

@@ -21,6 +21,7 @@ from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import attach_loss
 from sb3_jepa.parts.ranks import rank
 from sb3_jepa.saving import find_misfits, in_memory, replace_when_complete, warn_if_not_finite
+from sb3_jepa.teachers import describe_teacher, make_teacher
 
 HOW_TO_FIT = (
     "Build the model with the `policy_kwargs` that they are of. If a file is of a version of sb3_jepa with other "
@@ -49,7 +50,8 @@ class JointPolicy(_Base):
     :param features_extractor_kwargs: Keyword arguments to pass to the features extractor
     :param objective_class: What the encoder learns beside the policy
     :param objective_kwargs: Keyword arguments to pass to the objective, such as ``momentum``, ``prediction_coef`` and
-        ``variance_coef``
+        ``variance_coef``. A ``teacher`` may be the path of a pretrained encoder: the model is saved with it, and needs
+        the file no more.
     :param rl_gradient: Whether the gradient of the actor's and critic's losses may reach the encoder. If not, actor and
         critic still learn, from an embedding that only the objective shapes.
     :param encoder_lr_factor: Learning rate of the encoder, as a multiple of the learning rate of all else, whose
@@ -101,7 +103,7 @@ class JointPolicy(_Base):
             )
         self.objective_for = objective_for
         self.objective_class = objective_class
-        self.objective_kwargs = objective_kwargs or {}
+        self.objective_kwargs = describe_teacher(objective_kwargs)
         self.rl_gradient = rl_gradient
         self.encoder_lr_factor = encoder_lr_factor
         # A schedule that goes wrong should do so now and not in the middle of the training
@@ -144,13 +146,14 @@ class JointPolicy(_Base):
                 f"{type(self.features_extractor).__name__}, which has no parameters"
             )
         learners = self.encoders.keys() if self.objective_for == "both" else [self.objective_for]
+        objective_kwargs = make_teacher(self.objective_kwargs)
         self.objectives = nn.ModuleDict(  # type: ignore[assignment]
             {
                 name: self.objective_class(
                     self.encoders[name],
                     embed_dim=self.features_dim,
                     action_dim=get_flattened_obs_dim(self.action_space),
-                    **self.objective_kwargs,
+                    **objective_kwargs,
                 )
                 for name in learners
             }

@@ -1,6 +1,7 @@
 """Encoder files that say how to make the encoder: a pretrained one can be read without a model."""
 
 import json
+import os
 import pathlib
 from contextlib import AbstractContextManager
 from typing import Any
@@ -116,7 +117,7 @@ def read_encoder(path: str | pathlib.Path) -> JepaExtractor:
     return encoder.eval()
 
 
-def read_description(path: str | pathlib.Path) -> tuple[pathlib.Path, spaces.Space, dict[str, Any]]:
+def read_description(path: str | os.PathLike) -> tuple[pathlib.Path, spaces.Space, dict[str, Any]]:
     """
     :param path: As of :func:`read_encoder`
     :return: The encoder's file, what it sees, and its keyword arguments

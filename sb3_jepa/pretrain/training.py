@@ -22,6 +22,7 @@ from sb3_jepa.pretrain.readers import read_into
 from sb3_jepa.pretrain.settings import CRITERIA, check_arguments, check_written_whole, differing_settings, readable
 from sb3_jepa.pretrain.validation import Validation, result_of
 from sb3_jepa.saving import in_memory, reading, replace_when_complete
+from sb3_jepa.teachers import make_teacher
 
 CHECKPOINT, CURVES = "checkpoint.pth", "progress.csv"
 
@@ -63,7 +64,8 @@ def pretrain(
     :param folder: Where to keep the encoder, checkpoints and curves, and the recordings of an environment
     :param objective_class: What it learns: :class:`~sb3_jepa.TJepa`, :class:`~sb3_jepa.Salt`,
         :class:`~sb3_jepa.SaltTeacher`, :class:`~sb3_jepa.DmtJepa`, or :class:`~sb3_jepa.MaskedPrediction` (I-JEPA)
-    :param objective_kwargs: Keyword arguments to pass to the objective
+    :param objective_kwargs: Keyword arguments to pass to the objective. A ``teacher`` may be the path of another
+        pretraining.
     :param features_extractor_kwargs: Keyword arguments to pass to the :class:`~sb3_jepa.JepaExtractor`
     :param n_updates: Updates, at most
     :param batch_size: Size of a minibatch
@@ -92,6 +94,10 @@ def pretrain(
         n_updates, batch_size, eval_freq, learning_rate, max_grad_norm, warmup, patience, criterion, objective_class
     )
     check_progress_bar(progress_bar)
+    objective_kwargs, features_extractor_kwargs = make_teacher(objective_kwargs), dict(features_extractor_kwargs or {})
+    if features_extractor_kwargs.get("frozen"):
+        raise ValueError("`features_extractor_kwargs` must not have `frozen=True`: what is frozen learns nothing")
+    check_written_whole("features_extractor_kwargs", features_extractor_kwargs)
     folder = pathlib.Path(folder)
     recordings = read_into(folder, source, seed, progress_bar, source_kwargs)
     if labels is not None and (np.ndim(labels) != 2 or len(labels) != len(recordings)):
@@ -99,10 +105,6 @@ def pretrain(
             f"`labels` must have a row for each of the {len(recordings)} observations, (observations, variables), "
             f"got shape {np.shape(labels)}"
         )
-    objective_kwargs, features_extractor_kwargs = dict(objective_kwargs or {}), dict(features_extractor_kwargs or {})
-    if features_extractor_kwargs.get("frozen"):
-        raise ValueError("`features_extractor_kwargs` must not have `frozen=True`: what is frozen learns nothing")
-    check_written_whole("features_extractor_kwargs", features_extractor_kwargs)
     settings: dict[str, Any] = dict(
         objective_class=objective_class.__name__,
         objective_kwargs=objective_kwargs,
