@@ -21,27 +21,32 @@ class TeacherFile:
     it again where that is not there any more.
 
     :param path: The folder of :func:`~sb3_jepa.pretrain`, or the encoder's file in it
-    :raises ValueError: If there is no such encoder
+    :raises ValueError: If there is no such encoder, or it is broken
     """
 
     def __init__(self, path: str | os.PathLike):
         # That package imports the policies, which import this
-        from sb3_jepa.pretrain.encoder_files import read_description
+        from sb3_jepa.pretrain.encoder_files import read_description, read_encoder
 
+        # Whether it can be read has to be known now
+        read_encoder(path)
         file, self.observation_space, self.features_extractor_kwargs = read_description(path)
         # As it was given, and wherever the process is. (Texts, for paths of one system cannot be unpickled on another.)
         self.given, self.path = str(pathlib.Path(path)), str(file.resolve())
 
     def make(self) -> JepaExtractor:
         """
-        :return: The teacher. If its file is gone or has become another's, all its parameters are NaN: a model that is
-            loaded gets those that it was saved with, and nothing else can learn from it by mistake.
+        :return: The teacher. If its file cannot be read any more, or has become another's, all its parameters are NaN:
+            a model that is loaded gets those that it was saved with, and nothing else can learn from it by mistake.
         """
         # A training that is under way must not miss the random numbers of its initialisation
         with th.random.fork_rng(devices=[]):
             teacher = JepaExtractor(self.observation_space, **self.features_extractor_kwargs)
         own = teacher.state_dict()
-        state = read_state(self.path) if pathlib.Path(self.path).is_file() else {}
+        try:
+            state = read_state(self.path)
+        except (OSError, ValueError, ImportError):
+            state = {}
         if find_misfits(state, own, "there", "here"):
             state = {
                 name: th.full_like(value, th.nan) if value.is_floating_point() else value for name, value in own.items()

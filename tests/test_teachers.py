@@ -1,3 +1,4 @@
+import pathlib
 import pickle
 import shutil
 import zipfile
@@ -141,6 +142,22 @@ def test_a_model_keeps_its_teacher_where_the_folder_has_another(folder, tmp_path
         pretrain(make_recordings(), folder, SaltTeacher, features_extractor_kwargs=kwargs, seed=1, **SMALL_PRETRAINING)
         assert_same(teacher_of(PPO.load(tmp_path / "model")), before)
         shutil.rmtree(folder)
+    # Nor does it need one that is broken
+    folder.mkdir()
+    pathlib.Path(model.policy.objective_kwargs["teacher"].path).write_text("something else")
+    assert_same(teacher_of(PPO.load(tmp_path / "model")), before)
+
+
+def test_a_broken_teacher_is_refused_at_once(folder, tmp_path):
+    next(folder.glob("encoder.[sp]*")).write_bytes(b"")
+    for use in (
+        lambda: make_joint(folder),
+        lambda: make_stock().learn(60, callback=make_callback(folder)),
+        lambda: pretrain("CartPole-v1", tmp_path / "new", Salt, dict(teacher=folder), n_steps=50),
+    ):
+        with pytest.raises(ValueError, match=r"encoder\.\w+ must be an encoder .* and is empty"):
+            use()
+    assert not (tmp_path / "new").exists()
 
 
 def test_encoders_that_are_trained_in_turn_keep_theirs_too(folder, tmp_path):

@@ -98,7 +98,7 @@ def _reading_description(path: pathlib.Path) -> AbstractContextManager[None]:
     return reading(path, "the description of an encoder that sb3_jepa.pretrain wrote")
 
 
-def read_encoder(path: str | pathlib.Path) -> JepaExtractor:
+def read_encoder(path: str | os.PathLike) -> JepaExtractor:
     """
     Read a pretrained encoder, for instance as the ``teacher`` of :class:`~sb3_jepa.Salt`.
 
