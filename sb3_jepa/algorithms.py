@@ -18,7 +18,8 @@ from sb3_jepa.callbacks import JepaCallback
 from sb3_jepa.distributed import TrainingOnRanks
 from sb3_jepa.parts.ranks import rank
 from sb3_jepa.policies import JepaPolicy, JointPolicy
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.saving import check_model_file, in_memory, replace_when_complete, warn_if_not_finite
+from sb3_jepa.teachers import describe_teacher
 
 
 class JointTraining(TrainingOnRanks):
@@ -44,6 +45,10 @@ class JointTraining(TrainingOnRanks):
             if self.rollout_buffer_class is None:
                 is_dict = isinstance(self.observation_space, spaces.Dict)
                 self.rollout_buffer_class = self.jepa_rollout_buffer_classes[is_dict]
+            # These are saved: a path would be of no use where the file is not
+            kwargs = self.policy_kwargs.get("objective_kwargs")
+            if kwargs:
+                self.policy_kwargs = dict(self.policy_kwargs, objective_kwargs=describe_teacher(kwargs))
         super()._setup_model()
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -71,8 +76,27 @@ class JointTraining(TrainingOnRanks):
         """
         if rank() > 0 and isinstance(path, (str, pathlib.Path)):
             return
+        warn_if_not_finite(self.policy.state_dict(), "The policy")
+        content = in_memory(lambda file: super(JointTraining, self).save(file, exclude, include))
+        if not isinstance(path, (str, pathlib.Path)):
+            path.write(content)
+            return
         with replace_when_complete(path, suffix=".zip") as unfinished:
-            super().save(unfinished, exclude, include)
+            unfinished.write_bytes(content)
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> Any:
+        """
+        Load the model from a zip-file.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param args: The further parameters of Stable-Baselines3's ``load``
+        :param kwargs: The further parameters of Stable-Baselines3's ``load``
+        :return: new model instance with loaded parameters
+        :raises ValueError: If the file is no saved model, or holds another policy than its settings say
+        """
+        check_model_file(path)
+        return super().load(path, *args, **kwargs)
 
 
 def _contains_jepa_callback(callback: BaseCallback) -> bool:

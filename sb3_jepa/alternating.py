@@ -24,6 +24,7 @@ from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import InputStandardization
 from sb3_jepa.parts.random_numbers import isolated_random_numbers
 from sb3_jepa.parts.transformer import Attention
+from sb3_jepa.teachers import describe_teacher, make_teacher
 
 
 class EncoderLearner:
@@ -116,9 +117,10 @@ def _make_objective(
     objective_kwargs: dict[str, Any],
 ) -> Objective:
     action_dim = get_flattened_obs_dim(model.action_space)
+    kwargs = make_teacher(objective_kwargs)
     # A training that is under way, or goes on, must not miss the random numbers of the initialisation
     with isolated_random_numbers():
-        objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=action_dim, **objective_kwargs)
+        objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=action_dim, **kwargs)
     return objective.to(model.device)
 
 
@@ -321,9 +323,11 @@ class AlternatingTraining:
         # None is all rows for some
         self.batch_size = int(batch_size or getattr(model, "batch_size", None) or 128)
         self.learning_rate = FloatSchedule(3e-4 if learning_rate is None else learning_rate)
-        objective_class, objective_kwargs = objective_class or NextLatentPrediction, objective_kwargs or {}
+        objective_class = objective_class or NextLatentPrediction
         picked = pick_encoders(model, encoders)
         saved = getattr(model, LEARNERS, {})
+        known = [one["objective_kwargs"] if isinstance(one, dict) else one.objective_kwargs for one in saved.values()]
+        objective_kwargs = describe_teacher(objective_kwargs, known)
         self.learners = {
             name: EncoderLearner(model, encoder, objective_class, objective_kwargs, self.learning_rate(1.0))
             for name, encoder in picked.items()

@@ -18,7 +18,7 @@ from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import Objective
 from sb3_jepa.parts import MomentumEncoder, measuring
 from sb3_jepa.parts.ranks import gather_batch
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.saving import find_misfits, find_not_finite, in_memory, reading, replace_when_complete, warn_if_not_finite
 
 SAFETENSORS = ".safetensors"
 # The model's attribute that holds what JepaCallback trains its encoders with, for the model's zip to hold it too
@@ -128,6 +128,7 @@ def measure_inputs(
 def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | None = None) -> pathlib.Path:
     """
     Save an encoder alone, with the statistics that standardise its input. If that fails, an older file stays as it was.
+    A warning tells if it holds NaN or infinite values.
 
     :param model: Of any algorithm
     :param path: Where to save. A file that ends in ``.safetensors`` needs that package, any other is a state dict of
@@ -143,7 +144,8 @@ def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | 
 
 def write_encoder(module: th.nn.Module, path: str | pathlib.Path) -> pathlib.Path:
     """
-    Write an encoder's parameters and buffers to a file, as :func:`save_encoder` does.
+    Write an encoder's parameters and buffers to a file, as :func:`save_encoder` does. A warning tells if some of them
+    are NaN or infinite.
 
     :param module: The encoder
     :param path: Where to save, see :func:`save_encoder`
@@ -154,13 +156,13 @@ def write_encoder(module: th.nn.Module, path: str | pathlib.Path) -> pathlib.Pat
     if not path.suffix:
         path = path.with_suffix(SAFETENSORS if find_spec("safetensors") else ".pth")
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    warn_if_not_finite(state, "The encoder")
     with replace_when_complete(path) as unfinished:
         if path.suffix == SAFETENSORS:
             # Its save_file() keeps the file from all other users
-            assert isinstance(unfinished, pathlib.Path)
             unfinished.write_bytes(_safetensors().save(state))
         else:
-            th.save(state, unfinished)  # type: ignore[arg-type]
+            unfinished.write_bytes(in_memory(lambda file: th.save(state, file)))
     return path
 
 
@@ -176,7 +178,7 @@ def load_encoder(
     :param encoders: Names of the networks to load it into; all by default
     :param freeze: Whether it stays as it is from now on, except for the readout of ``output="per_token"``. A model that
         is saved and loaded knows that, if all its encoders are frozen and are a :class:`~sb3_jepa.JepaExtractor`.
-    :raises ValueError: If there is no such encoder, or if it is of another shape
+    :raises ValueError: If there is no such encoder, or the file is broken, holds NaN, or is of another shape or type
     :raises ImportError: If ``.safetensors`` is to be loaded and not installed
     """
     state = read_state(path)
@@ -184,7 +186,7 @@ def load_encoder(
     # All are looked at before any is changed
     states = {name: _with_readout_of(encoder, state) for name, encoder in picked.items()}
     for name, encoder in picked.items():
-        _check_shapes(states[name], encoder, f"{path} does not fit the encoder {name!r}")
+        check_fit(states[name], encoder, f"{path} does not fit the encoder {name!r}")
     for name, encoder in picked.items():
         encoder.load_state_dict(states[name])
         if isinstance(encoder, JepaExtractor):
@@ -202,12 +204,22 @@ def read_state(path: str | pathlib.Path) -> dict[str, th.Tensor]:
     """
     :param path: A file that :func:`save_encoder` wrote
     :return: The encoder's parameters and buffers
+    :raises ValueError: If the file is broken, or holds NaN or infinite values
     :raises ImportError: If ``.safetensors`` is to be loaded and not installed
     """
     path = pathlib.Path(path)
-    if path.suffix == SAFETENSORS:
-        return _safetensors().load_file(path)
-    return th.load(path, map_location="cpu", weights_only=True)
+    load_file = _safetensors().load_file if path.suffix == SAFETENSORS else None
+    with path.open("rb") as file, reading(path, "an encoder that save_encoder or pretrain wrote"):
+        state = load_file(path) if load_file else th.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, Mapping) or not all(isinstance(value, th.Tensor) for value in state.values()):
+            raise TypeError("it holds something else than tensors by their names")
+    name = find_not_finite(state)
+    if name is not None:
+        raise ValueError(
+            f"{path} holds NaN or infinite values, first in {name}: the training that it is from has diverged. Take an "
+            "encoder of before"
+        )
+    return dict(state)
 
 
 def _with_readout_of(encoder: th.nn.Module, state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
@@ -240,17 +252,16 @@ def _remember_frozen(model: BaseAlgorithm) -> None:
         model.policy_kwargs = dict(model.policy_kwargs, features_extractor_kwargs=kwargs)
 
 
-def _check_shapes(state: dict[str, th.Tensor], encoder: th.nn.Module, message: str) -> None:
-    own = encoder.state_dict()
-    differences = [
-        f"{name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    differences += [f"{name} is missing in the file" for name in own if name not in state]
-    differences += [f"{name} is missing in the model" for name in state if name not in own]
-    if differences:
-        raise ValueError(f"{message}: {'; '.join(differences)}")
+def check_fit(state: Mapping[str, th.Tensor], encoder: th.nn.Module, message: str) -> None:
+    """
+    :param state: Parameters and buffers that were read from a file
+    :param encoder: What they are for
+    :param message: The beginning of what is said if they do not fit
+    :raises ValueError: If names, shapes or types are others
+    """
+    misfits = find_misfits(state, encoder.state_dict(), "in the file", "in the model")
+    if misfits:
+        raise ValueError(f"{message}: {'; '.join(misfits)}")
 
 
 def _safetensors() -> Any:

@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 
 from sb3_jepa.actions import forget_graphs
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.saving import in_memory, replace_when_complete
 
 
 class ActingPolicy(nn.Module):
@@ -97,7 +97,7 @@ def export_policy(model: BaseAlgorithm, path: str | pathlib.Path) -> None:
         program = th.export.export(acting, (observation,), dynamic_shapes=(shapes,), strict=False)
         with replace_when_complete(path) as unfinished:
             if path.suffix == ".pt2":
-                th.export.save(program, unfinished)  # type: ignore[arg-type]
+                unfinished.write_bytes(in_memory(lambda file: th.export.save(program, file)))
             else:
                 names = ["observation"] if NO_KEY in batch else list(batch)
                 onnx = th.onnx.export(program, dynamo=True, input_names=names, output_names=["action"], verbose=False)

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.diagnostics.noise import FeatureNoise, feature_noise, named_features
+from sb3_jepa.saving import reading
 
 # Of so many numbers are the pairs of observations that are looked at by default: all that a vector has ever been, some
 # two thousand stacks of Atari's frames
@@ -90,7 +91,8 @@ def noise_diagnostic(
         with: of vectors all, and of images some thousands
     :param env: For normalised observations, the environment that does so: a replay buffer stores them as they were
     :return: The findings; ``print`` shows them as a table
-    :raises ValueError: If ``buffer`` is none of these, holds fewer than two pairs, or an argument does not fit it
+    :raises ValueError: If ``buffer`` is none of these or a broken file, holds fewer than two pairs, or an argument does
+        not fit it
     """
     if max_samples is not None and max_samples < 2:
         raise ValueError(f"max_samples must be at least 2, got {max_samples}")
@@ -121,7 +123,7 @@ def _preprocessed(buffer: ReplayBuffer, view: Any, env: VecNormalize | None) -> 
 
 def _data_set_pairs(data: Any) -> list[dict[str, np.ndarray]]:
     if isinstance(data, (str, os.PathLike)):
-        with np.load(data) as file:
+        with reading(data, "an .npz file with 'observations' and 'next_observations'"), np.load(data) as file:
             data = dict(file)
     if not isinstance(data, Mapping):
         raise ValueError(

@@ -22,7 +22,14 @@ from sb3_jepa.extractors import JepaExtractor, preprocess, takes_nan
 from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import attach_loss
 from sb3_jepa.parts.ranks import rank
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.saving import find_misfits, in_memory, replace_when_complete, warn_if_not_finite
+from sb3_jepa.teachers import describe_teacher, make_teacher
+
+HOW_TO_FIT = (
+    "Build the model with the `policy_kwargs` that they are of. If a file is of a version of sb3_jepa with other "
+    "defaults, say these: `PPO.load(path, custom_objects=dict(policy_kwargs=dict(features_extractor_kwargs=dict("
+    "patch_size=8))))`, for example, with all other `policy_kwargs` that the model had"
+)
 
 if TYPE_CHECKING:
     _Base = ActorCriticPolicy
@@ -49,7 +56,8 @@ class JointPolicy(_Base):
     :param features_extractor_kwargs: Keyword arguments to pass to the features extractor
     :param objective_class: What the encoder learns beside the policy
     :param objective_kwargs: Keyword arguments to pass to the objective, such as ``momentum``, ``prediction_coef`` and
-        ``variance_coef``
+        ``variance_coef``. A ``teacher`` may be the path of a pretrained encoder: the model is saved with it, and needs
+        the file no more.
     :param rl_gradient: Whether the gradient of the actor's and critic's losses may reach the encoder. If not, actor and
         critic still learn, from an embedding that only the objective shapes.
     :param encoder_lr_factor: Learning rate of the encoder, as a multiple of the learning rate of all else, whose
@@ -102,7 +110,7 @@ class JointPolicy(_Base):
             )
         self.objective_for = objective_for
         self.objective_class = objective_class
-        self.objective_kwargs = objective_kwargs or {}
+        self.objective_kwargs = describe_teacher(objective_kwargs)
         self.rl_gradient = rl_gradient
         self.encoder_lr_factor = encoder_lr_factor
         # A schedule that goes wrong should do so now and not in the middle of the training
@@ -145,13 +153,14 @@ class JointPolicy(_Base):
                 f"{type(self.features_extractor).__name__}, which has no parameters"
             )
         learners = self.encoders.keys() if self.objective_for == "both" else [self.objective_for]
+        objective_kwargs = make_teacher(self.objective_kwargs)
         self.objectives = nn.ModuleDict(  # type: ignore[assignment]
             {
                 name: self.objective_class(
                     self.encoders[name],
                     embed_dim=self.features_dim,
                     action_dim=get_flattened_obs_dim(self.action_space),
-                    **self.objective_kwargs,
+                    **objective_kwargs,
                 )
                 for name in learners
             }
@@ -368,8 +377,14 @@ class JointPolicy(_Base):
         """
         if rank() > 0 and isinstance(path, (str, pathlib.Path)):
             return
+        warn_if_not_finite(self.state_dict(), "The policy")
+        # Stable-Baselines3 says that it takes a path, and takes an open file too
+        content = in_memory(lambda file: super(JointPolicy, self).save(file))  # type: ignore[arg-type]
+        if not isinstance(path, (str, pathlib.Path)):
+            path.write(content)
+            return
         with replace_when_complete(path) as unfinished:
-            super().save(unfinished)  # type: ignore[arg-type]
+            unfinished.write_bytes(content)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """
@@ -378,16 +393,17 @@ class JointPolicy(_Base):
         :param state_dict: As of :meth:`state_dict`
         :param strict: Whether the keys must be those of this policy
         :param assign: See ``torch.nn.Module.load_state_dict``
-        :raises ValueError: If strict and keys are missing or unknown. (Stable-Baselines3 takes PyTorch's own error for
-            the sign of a file older than its 1.7.0, and then goes on with whatever fits.)
+        :raises ValueError: If strict and keys are missing or unknown (Stable-Baselines3 takes PyTorch's own error for
+            the sign of a file older than its 1.7.0, and then goes on with whatever fits); or if a tensor has another
+            shape
         """
-        own = self.state_dict().keys()
-        unknown, missing = sorted(set(state_dict) - set(own)), sorted(set(own) - set(state_dict))
-        if strict and (unknown or missing):
-            raise ValueError(
-                "The file was saved from a policy with other parts, or by another version of sb3_jepa. "
-                f"Unknown keys: {unknown or 'none'}. Missing keys: {missing or 'none'}"
-            )
+        own = self.state_dict()
+        if not strict:
+            state_dict = {name: value for name, value in state_dict.items() if name in own}
+            own = {name: own[name] for name in state_dict}
+        misfits = find_misfits(state_dict, own, "there", "here")
+        if misfits:
+            raise ValueError(f"These are the parameters of another policy: {'; '.join(misfits)}. {HOW_TO_FIT}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 

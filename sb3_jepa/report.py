@@ -21,7 +21,7 @@ from sb3_jepa.episodes import play_episodes
 from sb3_jepa.latent_model import LatentModel
 from sb3_jepa.portrait import Portrait
 from sb3_jepa.runs import Curve, find_model, load_model, make_env_for, read_curves
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.saving import reading, replace_when_complete
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,7 +120,6 @@ def write_report(
         f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
     with replace_when_complete(out) as unfinished:
-        assert isinstance(unfinished, pathlib.Path)
         unfinished.write_text(page, encoding="utf-8")
 
 
@@ -205,6 +204,14 @@ def _reader(env: VecEnv, attribute: str | None) -> _AttributeReader | None:
     return _AttributeReader(env, attribute or "state")
 
 
+def _load_normalization(path: pathlib.Path, env: VecEnv) -> VecNormalize:
+    with reading(path, "what VecNormalize.save wrote of such an environment"):
+        normalize = VecNormalize.load(str(path), env)
+        if not isinstance(normalize, VecNormalize):
+            raise TypeError(f"it holds a {type(normalize).__name__}")
+    return normalize
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """
     The command line.
@@ -238,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         is_folder = options.curves is not None or options.run.is_dir()
         curves = read_curves(options.curves or (options.run if is_folder else path.parent), below=is_folder)
         if options.vecnormalize is not None:
-            env = VecNormalize.load(str(options.vecnormalize), env)
+            env = _load_normalization(options.vecnormalize, env)
             env.training = env.norm_reward = False
         write_report(
             model,

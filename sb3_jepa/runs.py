@@ -20,6 +20,7 @@ import sb3_jepa
 from sb3_jepa.encoders import find_encoders
 from sb3_jepa.envs import make_pixel_vec_env
 from sb3_jepa.policies import JointPolicy
+from sb3_jepa.saving import MODEL, check_model_file, reading
 from sb3_jepa.tokenization import count_frames
 
 # Time steps and values
@@ -55,17 +56,20 @@ def load_model(path: str | pathlib.Path, algorithm: str | None = None, device: s
     :param algorithm: ``"module:class"``, if it is none of sb3_jepa, Stable-Baselines3 and sb3-contrib
     :param device: Device on which the code should run
     :return: The model
-    :raises ValueError: If no algorithm is known that has such a policy
+    :raises ValueError: If the file is no saved model, or no algorithm is known that has such a policy
     """
     if algorithm is not None:
         module, _, name = algorithm.partition(":")
         cls = getattr(import_module(module), name, None)
         if not (inspect.isclass(cls) and issubclass(cls, BaseAlgorithm)):
             raise ValueError(f'`algorithm` must be "module:class", such as "sb3_contrib:TQC", got {algorithm!r}')
+        check_model_file(path)
         return cls.load(path, device=device)
-    data, _, _ = load_from_zip_file(path, device="cpu")
-    assert data is not None
-    policy_class = data["policy_class"]
+    with reading(path, MODEL):
+        data, _, _ = load_from_zip_file(path, device="cpu")
+        if data is None:
+            raise ValueError("it holds no model")
+        policy_class = data["policy_class"]
 
     def how_far(cls: type[BaseAlgorithm]) -> tuple[int, int]:
         ancestors = [alias for alias in cls.policy_aliases.values() if alias in policy_class.__mro__]
@@ -133,6 +137,7 @@ def read_curves(folder: str | pathlib.Path, below: bool = True) -> dict[str, Cur
     :param folder: Where they are
     :param below: Or in a folder of it: of several trainings, the latest
     :return: By name, time steps and values; empty if nothing was logged
+    :raises ValueError: If the table is none
     :raises ImportError: If there are TensorBoard's files, and TensorBoard is not installed
     """
     find = pathlib.Path(folder).rglob if below else pathlib.Path(folder).glob
@@ -159,7 +164,7 @@ def _read_events(folder: pathlib.Path) -> dict[str, Curve]:
 
 def _read_table(path: pathlib.Path) -> dict[str, Curve]:
     steps_name = "time/total_timesteps"
-    with path.open(newline="") as file:
+    with path.open(newline="") as file, reading(path, "a table of curves"):
         rows = list(csv.DictReader(file))
     curves = {}
     for name in filter(None, rows[0] if rows else []):

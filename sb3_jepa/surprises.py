@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.encoders import n_inputs_to_measure
 from sb3_jepa.latent_model import LatentModel
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.saving import reading, replace_when_complete
 
 # Keys of a step's info
 SURPRISE, EXTRINSIC_REWARD, TERMINAL = "surprise", "extrinsic_reward", "terminal_observation"
@@ -281,8 +281,8 @@ class VecSurprise(VecEnvWrapper):
 
         :param save_path: Where to save
         """
-        with replace_when_complete(save_path) as unfinished, open(unfinished, "wb") as file:  # type: ignore[arg-type]
-            pickle.dump(self, file)
+        with replace_when_complete(save_path) as unfinished:
+            unfinished.write_bytes(pickle.dumps(self))
 
     @staticmethod
     def load(load_path: str | pathlib.Path, venv: VecEnv) -> "VecSurprise":
@@ -292,9 +292,12 @@ class VecSurprise(VecEnvWrapper):
         :param load_path: The file; as it is a pickle, from a source that you trust
         :param venv: Environments to wrap
         :return: The wrapper
+        :raises ValueError: If the file holds something else
         """
-        with open(load_path, "rb") as file:
+        with open(load_path, "rb") as file, reading(load_path, "what VecSurprise.save wrote"):
             wrapper = pickle.load(file)
+            if not isinstance(wrapper, VecSurprise):
+                raise TypeError(f"it holds a {type(wrapper).__name__}")
         wrapper.set_venv(venv)
         return wrapper
 

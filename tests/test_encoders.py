@@ -4,6 +4,7 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+import safetensors.torch
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
@@ -11,7 +12,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa import PPO, JepaCallback, JepaExtractor, load_encoder, save_encoder
-from sb3_jepa.encoders import find_encoders
+from sb3_jepa.encoders import find_encoders, read_state
+from sb3_jepa.saving import in_memory
 from tests.conftest import SMALL_PPO, FakeEnv
 
 EXTRACTOR = dict(embed_dim=16, num_heads=2, depth=1, standardize_frames=16)
@@ -160,19 +162,41 @@ def test_without_safetensors(tmp_path, monkeypatch):
             use()
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda value: th.full_like(value, th.nan), "holds NaN or infinite values, first in encoder\\."),
+        (lambda value: value.int(), "encoder.class_token is of type torch.int32 in the file and torch.float32"),
+    ],
+)
+def test_an_encoder_of_nan_or_whole_numbers_was_loaded(spoil, message, ending, tmp_path):
+    path = save_encoder(make_ppo(), tmp_path / f"encoder.{ending}")
+    model = make_ppo()
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    state = {name: spoil(value) if value.is_floating_point() else value for name, value in read_state(path).items()}
+    path.write_bytes(
+        safetensors.torch.save(state) if ending == "safetensors" else in_memory(lambda f: th.save(state, f))
+    )
+    with pytest.raises(ValueError, match=rf"{path.name}.*{message}"):
+        load_encoder(model, path)
+    assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+
+
+def test_an_encoder_that_has_diverged_was_saved_without_a_word(tmp_path):
+    model = make_ppo()
+    with th.no_grad():
+        model.policy.features_extractor.encoder.class_token[..., 0] = th.inf
+    for save in (lambda: save_encoder(model, tmp_path / "encoder.pth"), lambda: model.save(tmp_path / "model")):
+        with pytest.warns(UserWarning, match=r"holds NaN or infinite values, first in .*encoder\.class_token"):
+            save()
+
+
+def test_half_precision_is_loaded_as_single(tmp_path):
     path = save_encoder(make_ppo(), tmp_path / "encoder.pth")
-    old = path.read_bytes()
-
-    def fail(*args, **kwargs):
-        args[1].write_text("half of it")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(th, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_encoder(make_ppo(), path)
-    assert path.read_bytes() == old
-    assert list(tmp_path.iterdir()) == [path]
+    state = {name: value.half() if value.is_floating_point() else value for name, value in read_state(path).items()}
+    th.save(state, path)
+    assert make_and_load(path).encoder.class_token.dtype == th.float32
 
 
 def test_an_extractor_that_is_made_of_others():

@@ -44,12 +44,10 @@ class FinishedRuns:
         self.rows.append(
             {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in row.items()}
         )
-        with replace_when_complete(self.path) as unfinished:
-            assert isinstance(unfinished, pathlib.Path)
-            with unfinished.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
-                writer.writeheader()
-                writer.writerows(self.rows)
+        with replace_when_complete(self.path) as unfinished, unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
+            writer.writeheader()
+            writer.writerows(self.rows)
         print(*(f"{name}={value}" for name, value in self.rows[-1].items()), flush=True)
 
     def table(self, **run: Any) -> pd.DataFrame:

@@ -135,8 +135,7 @@ def gaps_of_known_regions(noise: float, n_images: int = 200) -> dict[str, float]
     """
     textures, _ = textured_images(n_images, seed=102).patch_textures()
     regions = th.as_tensor(textures)
-    with th.random.fork_rng(devices=[]):
-        th.manual_seed(0)
+    with isolated_random_numbers(0):
         tokens = th.randn(len(TEXTURES), 32)[regions] + noise * th.randn(*regions.shape, 32)
         gaps = {"tokens": centered_gap(tokens, regions)}
         for selection in ("similar", "random"):

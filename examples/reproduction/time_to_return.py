@@ -119,7 +119,7 @@ def main() -> None:
             results = compete(arguments.arms, seed, arguments.wanted, arguments.timesteps)
             finished.append(dict(settings=settings, seed=seed, results=results))
             with replace_when_complete(arguments.out) as unfinished:
-                pathlib.Path(unfinished).write_text(json.dumps(finished, indent=2))  # type: ignore[arg-type]
+                unfinished.write_text(json.dumps(finished, indent=2))
     chosen = [one for one in finished if one["settings"] == settings and one["seed"] in arguments.seeds]
     for one in chosen:
         for arm, result in one["results"].items():

@@ -41,7 +41,8 @@ class MaskedPrediction(Objective):
     :param target: What is predicted: ``"momentum"``, the tokens of a momentum copy of the context encoder;
         ``"frozen"``, those of ``teacher``; ``"input"``, what the tokens are made of (pixels, numbers, categories)
     :param teacher: An encoder for ``target="frozen"``, see :func:`~sb3_jepa.read_encoder`. It may be of any size, but
-        its tokens must be those of the context encoder.
+        its tokens must be those of the context encoder. Among the ``objective_kwargs`` of a policy, of
+        :class:`~sb3_jepa.JepaCallback` or of :func:`~sb3_jepa.pretrain`, it may be its path.
     :param mask_kwargs: Keyword arguments of the masks: :class:`~sb3_jepa.parts.BlockMasks` of the patches of an image,
         else :class:`~sb3_jepa.parts.SubsetMasks`. Several in a list are several predictions, whose losses are averaged.
     :param prediction_loss: ``"mse"``, ``"l1"`` or ``"smooth_l1"``, averaged over tokens and dimensions

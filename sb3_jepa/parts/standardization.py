@@ -15,6 +15,8 @@ OUTLIER_FACTOR, ORDINARY_FRACTION = 4.0, 0.99
 WINDOW = 10_000
 # The weights make up for a deviation that has changed by at most this factor since it was first measured
 MAX_RESCALING = 10.0
+# Buffers that files of older versions lack, and that are worked out from the others
+FILLED_IN = ("n_present", "first_deviation")
 # A deviation below this fraction of the mean is float32's rounding
 ROUNDING = 5e-7
 

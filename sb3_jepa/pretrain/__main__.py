@@ -18,7 +18,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa.envs import make_pixel_vec_env
 from sb3_jepa.objectives import DmtJepa, MaskedPrediction, Salt, TJepa
-from sb3_jepa.pretrain.encoder_files import read_encoder
 from sb3_jepa.pretrain.readers import is_env
 from sb3_jepa.pretrain.salt import pretrain_salt
 from sb3_jepa.pretrain.training import pretrain
@@ -117,7 +116,7 @@ def _pretrain(options: argparse.Namespace, source: Any) -> pathlib.Path:
     if options.method == "salt" and options.teacher is None:
         return pretrain_salt(source, options.out, **kwargs)
     if options.teacher is not None:
-        kwargs["objective_kwargs"] = dict(options.objective_kwargs, teacher=read_encoder(options.teacher))
+        kwargs["objective_kwargs"] = dict(options.objective_kwargs, teacher=options.teacher)
     return pretrain(source, options.out, METHODS[options.method], **kwargs)
 
 

@@ -2,24 +2,23 @@
 
 import os
 import pathlib
-import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch as th
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.parts.digests import id_of
-from sb3_jepa.pretrain.folders import RecordingWriter
+from sb3_jepa.parts.random_numbers import isolated_random_numbers
+from sb3_jepa.pretrain.folders import NotRepeatedError, RecordingWriter
 from sb3_jepa.pretrain.recordings import Recordings
 from sb3_jepa.runs import find_model, load_model
 
@@ -34,8 +33,9 @@ def record_env(
 ) -> Recordings:
     """
     Act in environments, and keep what was seen. In a folder it is saved as it goes, in arrays that are mapped into
-    memory: after an interruption the same call goes on there, with new episodes, and what is complete is not collected
-    again.
+    memory, and what is complete is not collected again. After an interruption the same call goes on where it was, and
+    ends with the same recordings: what was saved is played once more with the same random numbers, and compared. If
+    environments or policy do not repeat themselves, a warning tells, and the recording goes on with new episodes.
 
     :param env: ID of an environment, an environment, or several in parallel. They are wrapped as Stable-Baselines3
         does it: images get their channels first.
@@ -54,7 +54,11 @@ def record_env(
     if n_steps < 1:
         raise ValueError(f"`n_steps` must be positive, got {n_steps}")
     check_progress_bar(progress_bar)
-    model = load_model(find_model(pathlib.Path(policy))) if isinstance(policy, (str, os.PathLike)) else policy
+    model = policy
+    if isinstance(policy, (str, os.PathLike)):
+        # The noise of gSDE is drawn when a model is made
+        with _random_numbers(seed):
+            model = load_model(find_model(pathlib.Path(policy)))
     if model is not None and not callable(getattr(model, "predict", None)):
         raise ValueError(f"`policy` must be None, a model, the path of one, or have a `predict`, got {policy!r}")
     vec_env = _wrap(env)
@@ -68,11 +72,9 @@ def record_env(
         )
         writer = RecordingWriter(vec_env.observation_space, n_steps, folder, settings)
         if not writer.is_complete:
-            bar = callbacks.tqdm(total=n_steps, initial=writer.n_written) if progress_bar else None
+            bar = callbacks.tqdm(total=n_steps) if progress_bar else None
             try:
-                # That so many rows were written before makes it the seed of other episodes
-                with _random_numbers(seed + writer.n_written, vec_env):
-                    _collect(vec_env, model, writer, bar)
+                _record(vec_env, model, writer, seed, bar)
             finally:
                 if bar is not None:
                     bar.close()
@@ -93,20 +95,34 @@ def check_progress_bar(progress_bar: bool) -> None:
         )
 
 
+def _record(env: VecEnv, model: Any, writer: RecordingWriter, seed: int, bar: Any) -> None:
+    try:
+        with _random_numbers(seed, env):
+            _collect(env, model, writer, bar)
+    except NotRepeatedError:
+        warnings.warn(
+            f"The recording in {writer.folder} was interrupted after {writer.n_saved} rows, and what was recorded then "
+            "does not come out once more: the environments or the policy draw random numbers that `seed` does not "
+            "decide, or have changed. It goes on with new episodes",
+            UserWarning,
+            stacklevel=3,
+        )
+        writer.skip_saved()
+        if bar is not None:
+            bar.update(writer.n_saved - bar.n)
+        # That so many rows were saved makes it the seed of other episodes
+        with _random_numbers(seed + writer.n_saved, env):
+            _collect(env, model, writer, bar)
+
+
 @contextmanager
-def _random_numbers(seed: int, env: VecEnv) -> Iterator[None]:
+def _random_numbers(seed: int, env: VecEnv | None = None) -> Iterator[None]:
     """What environments and a model draw; what runs beside it keeps its own random numbers."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    # PyTorch seeds all devices at once
-    with th.random.fork_rng(devices=list(range(th.cuda.device_count()))):
-        set_random_seed(seed)
-        env.seed(seed)
-        env.action_space.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(of_python)
-            np.random.set_state(of_numpy)  # noqa: NPY002
+    with isolated_random_numbers(seed):
+        if env is not None:
+            env.seed(seed)
+            env.action_space.seed(seed)
+        yield
 
 
 def _collect(env: VecEnv, model: Any, writer: RecordingWriter, bar: Any) -> None:

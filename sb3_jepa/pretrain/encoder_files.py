@@ -1,20 +1,25 @@
 """Encoder files that say how to make the encoder: a pretrained one can be read without a model."""
 
 import json
+import os
 import pathlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 from gymnasium import spaces
 from torch import nn
 
-from sb3_jepa.encoders import read_state, write_encoder
+from sb3_jepa.encoders import SAFETENSORS, check_fit, read_state, write_encoder
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.parts.random_numbers import isolated_random_numbers
 from sb3_jepa.pretrain.folders import space_from_json, space_to_json
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.pretrain.settings import check_written_whole, readable
+from sb3_jepa.saving import reading, replace_when_complete
 
-# Without its ending
+# Without its ending, and with those that it may have
 ENCODER_NAME = "encoder"
+ENCODER_FILES = (f"{ENCODER_NAME}{SAFETENSORS}", f"{ENCODER_NAME}.pth")
+DESCRIPTION = f"{ENCODER_NAME}.json"
 
 
 def write_pretrained(
@@ -25,25 +30,33 @@ def write_pretrained(
     about: dict[str, Any],
 ) -> pathlib.Path:
     """
-    Write an encoder, and beside it what it is (``encoder.json``).
+    Write an encoder, and beside it what it is (``encoder.json``). If the folder holds one in the other format, that is
+    what ``encoder.json`` named before, it is removed.
 
     :param encoder: A :class:`~sb3_jepa.JepaExtractor`
     :param folder: Where to
     :param observation_space: What it sees
     :param features_extractor_kwargs: Its keyword arguments
-    :param about: What else to tell of it, as JSON knows it
+    :param about: What else to tell of it
     :return: The file that :func:`~sb3_jepa.load_encoder` takes
+    :raises ValueError: If the keyword arguments cannot be written
     """
-    path = write_encoder(encoder, pathlib.Path(folder) / ENCODER_NAME)
-    # Of a time when safetensors was not installed, or still was
-    for older in set(_encoder_files(path.parent)) - {path}:
-        older.unlink()
+    check_written_whole("features_extractor_kwargs", features_extractor_kwargs)
+    folder = pathlib.Path(folder)
+    description = folder / DESCRIPTION
+    older = _named_file(description) if description.is_file() else None
+    path = write_encoder(encoder, folder / ENCODER_NAME)
     described = dict(
-        about, observation_space=space_to_json(observation_space), features_extractor_kwargs=features_extractor_kwargs
+        about,
+        file=path.name,
+        observation_space=space_to_json(observation_space),
+        features_extractor_kwargs=features_extractor_kwargs,
     )
-    with replace_when_complete(path.with_suffix(".json")) as unfinished:
-        assert isinstance(unfinished, pathlib.Path)
-        unfinished.write_text(json.dumps(described, indent=2) + "\n")
+    with replace_when_complete(description) as unfinished:
+        unfinished.write_text(json.dumps(readable(described), indent=2) + "\n")
+    # Of a time when safetensors was not installed, or still was
+    if older in ENCODER_FILES and older != path.name:
+        (folder / older).unlink(missing_ok=True)
     return path
 
 
@@ -53,24 +66,62 @@ def find_encoder_file(folder: pathlib.Path) -> pathlib.Path:
     :return: Its encoder's file
     :raises ValueError: If there is none
     """
-    files = _encoder_files(folder)
-    if not files:
-        raise ValueError(f"There is no pretrained encoder ({ENCODER_NAME}.*) in the folder {folder}")
-    return files[0]
+    description = folder / DESCRIPTION
+    named = _named_file(description) if description.is_file() else None
+    # Those of sb3_jepa 0.1 name no file
+    for name in ENCODER_FILES if named is None else (named,):
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"There is no pretrained encoder ({' or '.join(ENCODER_FILES)}) in the folder {folder}")
 
 
-def _encoder_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in sorted(folder.glob(f"{ENCODER_NAME}.*")) if path.suffix != ".json"]
+def check_no_encoder(folder: pathlib.Path) -> None:
+    """
+    :param folder: Where an encoder is to be written for the first time
+    :raises ValueError: If there is one already
+    """
+    for name in (DESCRIPTION, *ENCODER_FILES):
+        if (folder / name).exists():
+            raise ValueError(
+                f"`folder` holds {name}, and no pretraining that could go on: take another folder than {folder}, or "
+                "move the file"
+            )
 
 
-def read_encoder(path: str | pathlib.Path) -> JepaExtractor:
+def _named_file(description: pathlib.Path) -> str | None:
+    with _reading_description(description):
+        named = json.loads(description.read_text()).get("file")
+        return None if named is None else pathlib.Path(named).name
+
+
+def _reading_description(path: pathlib.Path) -> AbstractContextManager[None]:
+    return reading(path, "the description of an encoder that sb3_jepa.pretrain wrote")
+
+
+def read_encoder(path: str | os.PathLike) -> JepaExtractor:
     """
     Read a pretrained encoder, for instance as the ``teacher`` of :class:`~sb3_jepa.Salt`.
 
     :param path: The folder of :func:`~sb3_jepa.pretrain`, or the encoder's file in it
     :return: The encoder, in evaluation mode
-    :raises ValueError: If there is none, or nothing beside it says what it is
+    :raises ValueError: If there is none, nothing beside it says what it is, or one of both is broken or holds NaN
     :raises ImportError: If it is a ``.safetensors`` file, and that package is not installed
+    """
+    path, space, features_extractor_kwargs = read_description(path)
+    # Its parameters are read: whoever draws random numbers beside it does not miss these
+    with isolated_random_numbers(), _reading_description(path.with_suffix(".json")):
+        encoder = JepaExtractor(space, **features_extractor_kwargs)
+    state = read_state(path)
+    check_fit(state, encoder, f"{path} does not fit {path.with_suffix('.json')}")
+    encoder.load_state_dict(state)
+    return encoder.eval()
+
+
+def read_description(path: str | os.PathLike) -> tuple[pathlib.Path, spaces.Space, dict[str, Any]]:
+    """
+    :param path: As of :func:`read_encoder`
+    :return: The encoder's file, what it sees, and its keyword arguments
+    :raises ValueError: If there is none, or nothing beside it says what it is
     """
     path = pathlib.Path(path)
     path = find_encoder_file(path) if path.is_dir() else path
@@ -80,11 +131,6 @@ def read_encoder(path: str | pathlib.Path) -> JepaExtractor:
             f"`path` must be an encoder that sb3_jepa.pretrain wrote, with the file {description.name} beside it, got "
             f"{path}"
         )
-    described = json.loads(description.read_text())
-    # Its parameters are read: whoever draws random numbers beside it does not miss these
-    with isolated_random_numbers():
-        encoder = JepaExtractor(
-            space_from_json(described["observation_space"]), **described["features_extractor_kwargs"]
-        )
-    encoder.load_state_dict(read_state(path))
-    return encoder.eval()
+    with _reading_description(description):
+        described = json.loads(description.read_text())
+        return path, space_from_json(described["observation_space"]), dict(described["features_extractor_kwargs"])

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +14,8 @@ from gymnasium import spaces
 
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.pretrain.recordings import Recordings, spaces_by_key
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.pretrain.settings import differing_settings, readable
+from sb3_jepa.saving import reading, replace_when_complete
 
 # What the arrays beside it hold, and how many rows of them
 INFO_FILE = "recording.json"
@@ -34,21 +36,14 @@ def _file_name(name: str) -> str:
     return f"{quote(name, safe=' ')}.npy"
 
 
-def differing_settings(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """
-    :param theirs: Settings that were read from a file
-    :param own: Others, as JSON knows them
-    :return: Those that are not the same, by name: theirs and the own
-    """
-    # As they look after they have been in a file
-    own = json.loads(json.dumps(own))
-    names = {**theirs, **own}
-    return {name: (theirs.get(name), own.get(name)) for name in names if theirs.get(name) != own.get(name)}
+class NotRepeatedError(Exception):
+    """Rows that were saved before came out differently when they were recorded once more."""
 
 
 class RecordingWriter:
     """
-    Writes recordings row by row, to memory or to a folder. What a folder holds is kept, and the writing goes on there.
+    Writes recordings row by row, to memory or to a folder. What an interrupted one has saved in a folder is kept: rows
+    are compared with it from the first on, and written from there on.
 
     :param observation_space: As a Stable-Baselines3 policy sees it
     :param n_rows: How many rows to write, for which there will be room from the first on
@@ -66,13 +61,16 @@ class RecordingWriter:
     ):
         self.observation_space, self.n_rows = observation_space, n_rows
         self.folder = None if folder is None else pathlib.Path(folder)
-        self._settings = {**(settings or {}), "n_rows": n_rows, "observation_space": space_to_json(observation_space)}
-        self.n_written = self._n_saved = self._find_rows()
+        described = {"n_rows": n_rows, "observation_space": space_to_json(observation_space)}
+        self._settings = readable({**(settings or {}), **described})
+        # Of an interrupted recording all is gone through once more, for it to go on where it was
+        self.n_saved = self._find_rows()
+        self.n_written = self.n_saved if self.n_saved == n_rows else 0
         types = {"episodes": ((), np.dtype(np.int64))} | {
             array_name(key): (space.shape or (), np.dtype(space.dtype))
             for key, space in spaces_by_key(observation_space).items()
         }
-        if self.folder is not None and self.n_written == 0:
+        if self.folder is not None and self.n_saved == 0:
             self._make_room(types)
         self._arrays = {name: self._open(name, *shape_and_type) for name, shape_and_type in types.items()}
 
@@ -85,8 +83,9 @@ class RecordingWriter:
             if next(self.folder.glob("*.npy"), None) is not None:
                 raise ValueError(f"`folder` holds arrays that are not known to be recordings: {self.folder}")
             return 0
-        info = json.loads(path.read_text())
-        n_saved = info.pop("n_saved")
+        with _reading_info(path):
+            info = json.loads(path.read_text())
+            n_saved = int(info.pop("n_saved"))
         differing = differing_settings(info, self._settings)
         if differing:
             texts = [f"{name} is {theirs!r} there and {own!r} here" for name, (theirs, own) in differing.items()]
@@ -107,10 +106,10 @@ class RecordingWriter:
     def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         if self.folder is None:
             return np.empty((self.n_rows, *shape), dtype)
-        path = str(self.folder / _file_name(name))
-        if self.n_written > 0:
-            return np.lib.format.open_memmap(path, mode="r" if self.is_complete else "r+")
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(self.n_rows, *shape))
+        path = self.folder / _file_name(name)
+        if self.n_saved > 0:
+            return map_array(path, "r" if self.is_complete else "r+", self.n_rows)
+        return np.lib.format.open_memmap(str(path), mode="w+", dtype=dtype, shape=(self.n_rows, *shape))
 
     @property
     def is_complete(self) -> bool:
@@ -124,37 +123,48 @@ class RecordingWriter:
 
     def write(self, observations: Any, episodes: np.ndarray) -> None:
         """
-        Write the next rows, as far as there is room.
+        Write the next rows, as far as there is room. Those that were saved before are not written but compared.
 
         :param observations: ``(rows, *observation shape)``, or a dictionary of such
         :param episodes: Numbers of their episodes, ``(rows,)``
+        :raises NotRepeatedError: If they are not those that were saved before
         """
         n_new = min(len(episodes), self.n_rows - self.n_written)
-        rows = slice(self.n_written, self.n_written + n_new)
-        for key, array in by_key(observations).items():
-            self._arrays[array_name(key)][rows] = array[:n_new]
-        self._arrays["episodes"][rows] = episodes[:n_new]
-        self.n_written += n_new
+        n_old = min(n_new, max(0, self.n_saved - self.n_written))
+        start, middle, end = self.n_written, self.n_written + n_old, self.n_written + n_new
+        arrays = {array_name(key): array for key, array in by_key(observations).items()}
+        arrays["episodes"] = episodes
+        for name, array in arrays.items():
+            own = self._arrays[name]
+            # NaN is the same as NaN
+            if n_old > 0 and np.asarray(array[:n_old], own.dtype).tobytes() != own[start:middle].tobytes():
+                raise NotRepeatedError
+        for name, array in arrays.items():
+            self._arrays[name][middle:end] = array[n_old:n_new]
+        self.n_written = end
+
+    def skip_saved(self) -> None:
+        """Go on behind what was saved before."""
+        self.n_written = self.n_saved
 
     def save(self) -> None:
         """Make what was written known to those who read the folder."""
-        if self.folder is None or self.n_written == self._n_saved:
+        if self.folder is None or self.n_written <= self.n_saved:
             return
         for array in self._arrays.values():
             assert isinstance(array, np.memmap)
             array.flush()
         self._write_info()
-        self._n_saved = self.n_written
+        self.n_saved = self.n_written
 
     def save_if_due(self) -> None:
         """Save if much was written since the last time."""
-        if self.n_written - self._n_saved >= SAVE_FREQ:
+        if self.n_written - self.n_saved >= SAVE_FREQ:
             self.save()
 
     def _write_info(self) -> None:
         assert self.folder is not None
         with replace_when_complete(self.folder / INFO_FILE) as unfinished:
-            assert isinstance(unfinished, pathlib.Path)
             unfinished.write_text(json.dumps({**self._settings, "n_saved": self.n_written}, indent=2) + "\n")
 
     def recordings(self) -> Recordings:
@@ -174,23 +184,40 @@ def read_folder(folder: pathlib.Path) -> Recordings:
     """
     :param folder: That :func:`~sb3_jepa.pretrain.record_env` has written, also if it was interrupted
     :return: What it holds, mapped into memory
-    :raises ValueError: If it is another
+    :raises ValueError: If it is another, or a file of it is broken
     """
     path = folder / INFO_FILE
     if not path.is_file():
         raise ValueError(f"A folder of recordings must have been written by `record_env`, and {path} does not exist")
-    info = json.loads(path.read_text())
-    n_rows = info["n_saved"]
+    with _reading_info(path):
+        info = json.loads(path.read_text())
+        n_rows, n_expected, space = int(info["n_saved"]), info["n_rows"], space_from_json(info["observation_space"])
     if n_rows == 0:
         raise ValueError(f"{folder} holds no observations yet")
-    if n_rows < info["n_rows"]:
-        warnings.warn(
-            f"{folder} is not complete: it holds {n_rows} of {info['n_rows']} rows", UserWarning, stacklevel=3
-        )
-    space = space_from_json(info["observation_space"])
+    if n_rows < n_expected:
+        warnings.warn(f"{folder} is not complete: it holds {n_rows} of {n_expected} rows", UserWarning, stacklevel=3)
     files = {key: folder / _file_name(array_name(key)) for key in spaces_by_key(space)}
-    arrays = {key: np.load(file, mmap_mode="r")[:n_rows] for key, file in files.items()}
-    return Recordings(space, unkeyed(arrays), np.load(folder / "episodes.npy", mmap_mode="r")[:n_rows])
+    arrays = {key: map_array(file, n_rows=n_rows)[:n_rows] for key, file in files.items()}
+    return Recordings(space, unkeyed(arrays), map_array(folder / _file_name("episodes"), n_rows=n_rows)[:n_rows])
+
+
+def map_array(path: pathlib.Path, mode: str = "r", n_rows: int = 0) -> np.ndarray:
+    """
+    :param path: Of an ``.npy`` file
+    :param mode: ``"r"`` to read, ``"r+"`` to write too
+    :param n_rows: How many rows it must have, at least
+    :return: Its array, mapped into memory
+    :raises ValueError: If the file is broken, or has fewer rows
+    """
+    with reading(path, "an .npy file"):
+        array = np.lib.format.open_memmap(str(path), mode=mode)
+        if len(array) < n_rows:
+            raise ValueError(f"it has {len(array)} rows of {n_rows}")
+    return array
+
+
+def _reading_info(path: pathlib.Path) -> AbstractContextManager[None]:
+    return reading(path, "what `record_env` wrote of its recordings")
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.frames import FrameStacks
 from sb3_jepa.pretrain.collection import record_env
-from sb3_jepa.pretrain.folders import RecordingWriter, array_name, read_folder
+from sb3_jepa.pretrain.folders import RecordingWriter, array_name, map_array, read_folder
 from sb3_jepa.pretrain.recordings import Recordings, spaces_by_key
+from sb3_jepa.saving import reading
 
 MINARI_PREFIX = "minari:"
 # What ends with a row, under the names that data sets have for it
@@ -56,6 +57,24 @@ def read(source: Any, **kwargs: Any) -> Recordings:
         "`source` must be Recordings, the path of a file (.npy, .npz) or of a folder of `record_env`, a replay or "
         f'rollout buffer, a data set of Minari or "{MINARI_PREFIX}ID", an environment or its ID, got {source!r}'
     )
+
+
+def read_into(
+    folder: pathlib.Path, source: Any, seed: int, progress_bar: bool, source_kwargs: dict[str, Any]
+) -> Recordings:
+    """
+    Recordings of a source; those of an environment are kept beside the encoder that learns from them.
+
+    :param folder: Of the pretraining
+    :param source: As of :func:`~sb3_jepa.pretrain.read`
+    :param seed: Seed of an environment
+    :param progress_bar: Display a progress bar while an environment is recorded
+    :param source_kwargs: Keyword arguments of :func:`~sb3_jepa.pretrain.read`, which come before all these
+    :return: The recordings
+    :raises ValueError: If it is no such source, or does not take such arguments
+    """
+    of_env = dict(folder=folder / "recordings", seed=seed, progress_bar=progress_bar) if is_env(source) else {}
+    return read(source, **{**of_env, **source_kwargs})
 
 
 def is_env(source: Any) -> bool:
@@ -163,10 +182,7 @@ def read_file(path: str | os.PathLike, observation_space: spaces.Space | None = 
         return recordings
     if not path.is_file() or path.suffix not in (".npy", ".npz"):
         raise ValueError(f"`path` must be an .npy or .npz file, or a folder of `record_env`, got {path}")
-    try:
-        arrays = {array_name(NO_KEY): np.load(path, mmap_mode="r")} if path.suffix == ".npy" else _map_npz(path)
-    except (EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"`path` must be a whole .npy or .npz file, got {path}. {error}") from error
+    arrays = {array_name(NO_KEY): map_array(path)} if path.suffix == ".npy" else _map_npz(path)
     keyed = {name.partition(".")[2]: array for name, array in arrays.items() if name not in EPISODE_ARRAYS}
     if NO_KEY in keyed and len(keyed) > 1:
         raise ValueError(f"{path} must hold either 'observations' or 'observations.<key>', got both: {sorted(arrays)}")
@@ -183,17 +199,17 @@ def read_file(path: str | os.PathLike, observation_space: spaces.Space | None = 
 def _map_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The observations of a file and what it says of episodes; what is not compressed is mapped into memory."""
     arrays = {}
-    with zipfile.ZipFile(path) as archive, np.load(path) as loaded:
+    with reading(path, "an .npz file"), zipfile.ZipFile(path) as archive, np.load(path) as loaded:
+        names = loaded.files
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if name.split(".")[0] == array_name(NO_KEY) or name in EPISODE_ARRAYS:
                 array = _map_member(path, member) if member.compress_type == zipfile.ZIP_STORED else None
                 arrays[name] = loaded[name] if array is None else array
-        if arrays.keys() <= set(EPISODE_ARRAYS):
-            raise ValueError(
-                f"{path} must hold the array 'observations', or 'observations.<key>' for each key of a Dict, "
-                f"got {loaded.files}"
-            )
+    if arrays.keys() <= set(EPISODE_ARRAYS):
+        raise ValueError(
+            f"{path} must hold the array 'observations', or 'observations.<key>' for each key of a Dict, got {names}"
+        )
     return arrays
 
 

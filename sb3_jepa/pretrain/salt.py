@@ -8,9 +8,9 @@ from typing import Any
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import Salt, SaltTeacher
 from sb3_jepa.parts.random_numbers import isolated_random_numbers
-from sb3_jepa.pretrain.encoder_files import read_encoder
+from sb3_jepa.pretrain.readers import read_into
 from sb3_jepa.pretrain.recordings import Recordings
-from sb3_jepa.pretrain.training import pretrain, read_into
+from sb3_jepa.pretrain.training import pretrain
 
 TEACHER_FOLDER = "teacher"
 # Of the updates of both stages, the paper gives about a sixth to the teacher
@@ -97,7 +97,7 @@ def pretrain_salt(
         recordings,
         folder,
         Salt,
-        dict(objective_kwargs or {}, teacher=read_encoder(folder / TEACHER_FOLDER)),
+        dict(objective_kwargs or {}, teacher=folder / TEACHER_FOLDER),
         features_extractor_kwargs,
         n_updates - teacher_updates,
         **options,

@@ -3,7 +3,6 @@
 import json
 import math
 import pathlib
-import re
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,16 +18,14 @@ from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
 from sb3_jepa.parts.digests import digest, id_of
 from sb3_jepa.parts.random_numbers import isolated_random_numbers
 from sb3_jepa.pretrain.collection import check_progress_bar
-from sb3_jepa.pretrain.encoder_files import find_encoder_file, write_pretrained
-from sb3_jepa.pretrain.folders import differing_settings
-from sb3_jepa.pretrain.readers import is_env, read
-from sb3_jepa.pretrain.recordings import Recordings
+from sb3_jepa.pretrain.encoder_files import check_no_encoder, find_encoder_file, write_pretrained
+from sb3_jepa.pretrain.readers import read_into
+from sb3_jepa.pretrain.settings import CRITERIA, check_arguments, check_written_whole, differing_settings, readable
 from sb3_jepa.pretrain.validation import Validation, result_of
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.saving import in_memory, reading, replace_when_complete
+from sb3_jepa.teachers import make_teacher
 
-CHECKPOINT = "checkpoint.pth"
-# Whether more of it is better
-CRITERIA = {"validation_loss": False, "probe_r2": True}
+CHECKPOINT, CURVES = "checkpoint.pth", "progress.csv"
 
 
 def pretrain(
@@ -59,15 +56,17 @@ def pretrain(
     :func:`~sb3_jepa.load_encoder`, to be frozen or to learn on.
 
     All that it needs to go on after an interruption is in its folder, and the same call does that; it then ends where
-    it would have ended without. (The recording of an environment goes on with new episodes.) Beside that,
-    ``progress.csv`` and TensorBoard's files are there, with the curves under ``jepa/``.
+    it would have ended without. (Of an environment, that holds if it repeats itself, see
+    :func:`~sb3_jepa.pretrain.record_env`.) Beside that, ``progress.csv`` and TensorBoard's files are there, with the
+    curves under ``jepa/``.
 
     :param source: Where the observations are from: what :func:`~sb3_jepa.pretrain.read` takes, such as an environment
         or its ID (then say ``n_steps``), a replay or rollout buffer, a file, a Minari data set
     :param folder: Where to keep the encoder, checkpoints and curves, and the recordings of an environment
     :param objective_class: What it learns: :class:`~sb3_jepa.TJepa`, :class:`~sb3_jepa.Salt`,
         :class:`~sb3_jepa.SaltTeacher`, :class:`~sb3_jepa.DmtJepa`, or :class:`~sb3_jepa.MaskedPrediction` (I-JEPA)
-    :param objective_kwargs: Keyword arguments to pass to the objective
+    :param objective_kwargs: Keyword arguments to pass to the objective. A ``teacher`` may be the path of another
+        pretraining.
     :param features_extractor_kwargs: Keyword arguments to pass to the :class:`~sb3_jepa.JepaExtractor`
     :param n_updates: Updates, at most
     :param batch_size: Size of a minibatch
@@ -92,10 +91,14 @@ def pretrain(
     :raises ValueError: If an argument is not among those accepted, or the folder holds another pretraining
     :raises ImportError: If the progress bar is asked for, and tqdm or rich is not installed
     """
-    _check_arguments(
+    check_arguments(
         n_updates, batch_size, eval_freq, learning_rate, max_grad_norm, warmup, patience, criterion, objective_class
     )
     check_progress_bar(progress_bar)
+    objective_kwargs, features_extractor_kwargs = make_teacher(objective_kwargs), dict(features_extractor_kwargs or {})
+    if features_extractor_kwargs.get("frozen"):
+        raise ValueError("`features_extractor_kwargs` must not have `frozen=True`: what is frozen learns nothing")
+    check_written_whole("features_extractor_kwargs", features_extractor_kwargs)
     folder = pathlib.Path(folder)
     recordings = read_into(folder, source, seed, progress_bar, source_kwargs)
     if labels is not None and (np.ndim(labels) != 2 or len(labels) != len(recordings)):
@@ -103,13 +106,10 @@ def pretrain(
             f"`labels` must have a row for each of the {len(recordings)} observations, (observations, variables), "
             f"got shape {np.shape(labels)}"
         )
-    objective_kwargs, features_extractor_kwargs = dict(objective_kwargs or {}), dict(features_extractor_kwargs or {})
-    if features_extractor_kwargs.get("frozen"):
-        raise ValueError("`features_extractor_kwargs` must not have `frozen=True`: what is frozen learns nothing")
-    settings = dict(
+    settings: dict[str, Any] = dict(
         objective_class=objective_class.__name__,
-        objective_kwargs=_readable(objective_kwargs),
-        features_extractor_kwargs=_readable(features_extractor_kwargs),
+        objective_kwargs=objective_kwargs,
+        features_extractor_kwargs=features_extractor_kwargs,
         observation_space=str(recordings.observation_space),
         n_observations=len(recordings),
         recordings=recordings.id,
@@ -126,6 +126,9 @@ def pretrain(
         labels=None if labels is None else digest([np.asarray(labels).tobytes()]),
         seed=seed,
     )
+    # What is learned is what is made again of the file
+    settings = readable(settings)
+    features_extractor_kwargs = settings["features_extractor_kwargs"]
     space, torch_device = recordings.observation_space, get_device(device)
 
     def load(rows: np.ndarray) -> Any:
@@ -152,68 +155,6 @@ def pretrain(
         if not training.is_finished:
             training.run(load, training_rows, progress_bar, verbose)
     return training.encoder_file
-
-
-def _check_arguments(
-    n_updates: int,
-    batch_size: int,
-    eval_freq: int,
-    learning_rate: float,
-    max_grad_norm: float,
-    warmup: float,
-    patience: int | None,
-    criterion: str | None,
-    objective_class: type,
-) -> None:
-    for name, number in dict(n_updates=n_updates, batch_size=batch_size, eval_freq=eval_freq).items():
-        if number < 1:
-            raise ValueError(f"`{name}` must be positive, got {number}")
-    for name, value in dict(learning_rate=learning_rate, max_grad_norm=max_grad_norm).items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"`{name}` must be positive and finite, got {value}")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"`warmup` must lie in [0, 1), got {warmup}")
-    if patience is not None and patience < 1:
-        raise ValueError(f"`patience` must be positive or None, got {patience}")
-    if criterion not in (None, *CRITERIA):
-        raise ValueError(f"`criterion` must be one of {tuple(CRITERIA)} or None, got {criterion!r}")
-    if not issubclass(objective_class, MaskedPrediction):
-        raise ValueError(
-            "`objective_class` must learn from observations alone, as sb3_jepa.MaskedPrediction and its kind, got "
-            f"{objective_class.__name__}"
-        )
-
-
-def read_into(
-    folder: pathlib.Path, source: Any, seed: int, progress_bar: bool, source_kwargs: dict[str, Any]
-) -> Recordings:
-    """
-    Recordings of a source; those of an environment are kept beside the encoder that learns from them.
-
-    :param folder: Of the pretraining
-    :param source: As of :func:`~sb3_jepa.pretrain.read`
-    :param seed: Seed of an environment
-    :param progress_bar: Display a progress bar while an environment is recorded
-    :param source_kwargs: Keyword arguments of :func:`~sb3_jepa.pretrain.read`, which come before all these
-    :return: The recordings
-    :raises ValueError: If it is no such source, or does not take such arguments
-    """
-    of_env = dict(folder=folder / "recordings", seed=seed, progress_bar=progress_bar) if is_env(source) else {}
-    return read(source, **{**of_env, **source_kwargs})
-
-
-def _readable(value: Any) -> Any:
-    """Settings as JSON knows them, to be compared and read."""
-    if isinstance(value, nn.Module):
-        return f"{type(value).__name__} {id_of(value)}"
-    if isinstance(value, dict):
-        return {str(key): _readable(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_readable(one) for one in value]
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    # Schedules are elsewhere in memory when a training goes on
-    return getattr(value, "__name__", re.sub(" at 0x[0-9a-f]+", "", str(value)))
 
 
 class Pretraining:
@@ -263,12 +204,13 @@ class Pretraining:
 
         :param load: Makes preprocessed observations of the numbers of rows
         :param rows: What is learned from
-        :raises ValueError: If the folder holds a pretraining with other settings
+        :raises ValueError: If the folder holds a pretraining with other settings, or files of something else
         """
         path = self.folder / CHECKPOINT
         if path.exists():
             self._load_checkpoint(path)
             return
+        self._check_nothing_is_overwritten()
         n_inputs = self.encoder.n_inputs_to_measure
         if n_inputs > 0:
             chosen = np.random.default_rng(self.settings["seed"]).permutation(rows)[:n_inputs]
@@ -277,6 +219,18 @@ class Pretraining:
             n_times = -(-n_inputs // len(chosen))
             self.encoder.measure_inputs(load(np.sort(np.tile(chosen, n_times))))
             self.objective.target_encoder.copy_buffers(self.encoder)
+
+    def _check_nothing_is_overwritten(self) -> None:
+        check_no_encoder(self.folder)
+        curves = self.folder / CURVES
+        # One that was interrupted before its first checkpoint has written its first row
+        if curves.is_file() and curves.stat().st_size > 0:
+            with curves.open(errors="replace") as file:
+                is_own = "jepa/validation_loss" in file.readline()
+            if not is_own:
+                raise ValueError(
+                    f"`folder` holds curves of another training, {curves}: take another folder, or move them"
+                )
 
     def run(self, load: Any, rows: np.ndarray, progress_bar: bool, verbose: int) -> None:
         """
@@ -404,22 +358,24 @@ class Pretraining:
             progress=(self.n_done, self.n_without_progress, self.best),
         )
         with replace_when_complete(self.folder / CHECKPOINT) as unfinished:
-            th.save(state, unfinished)  # type: ignore[arg-type]
+            unfinished.write_bytes(in_memory(lambda file: th.save(state, file)))
 
     def _load_checkpoint(self, path: pathlib.Path) -> None:
-        state = th.load(path, map_location=next(self.encoder.parameters()).device, weights_only=True)
-        differing = differing_settings(json.loads(state["settings"]), self.settings)
+        with reading(path, "the checkpoint of a pretraining"):
+            state = th.load(path, map_location=next(self.encoder.parameters()).device, weights_only=True)
+            differing = differing_settings(json.loads(state["settings"]), self.settings)
         if differing:
             raise ValueError(
                 f"`folder` holds another pretraining: take another one than {self.folder}, or delete it. "
                 + "; ".join(f"{name} is {theirs} there and {own} here" for name, (theirs, own) in differing.items())
             )
-        self.encoder.load_state_dict(state["encoder"])
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        th.set_rng_state(state["random_state"].cpu())
-        self.history = state["history"]
-        self.n_done, self.n_without_progress, self.best = state["progress"]
+        with reading(path, "the checkpoint of a pretraining"):
+            self.encoder.load_state_dict(state["encoder"])
+            self.objective.load_state_dict(state["objective"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            th.set_rng_state(state["random_state"].cpu())
+            self.history = state["history"]
+            self.n_done, self.n_without_progress, self.best = state["progress"]
 
 
 def _rate(progress: float, warmup: float) -> float:

@@ -1,10 +1,17 @@
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import warnings
 from collections import Counter
 from contextlib import nullcontext
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -83,22 +90,95 @@ def test_a_key_may_look_like_a_path(tmp_path):
     assert {path.parent for path in tmp_path.rglob("*.npy")} == {folder}
 
 
-def test_an_interruption_loses_one_interval_and_repeats_nothing(tmp_path, monkeypatch):
+class KilledEnv(gym.Wrapper):
+    """An environment whose process is killed at a step of all that there are, or which raises then."""
+
+    n_left: int | None = None
+
+    def step(self, action):
+        if KilledEnv.n_left is not None:
+            KilledEnv.n_left -= 1
+            if KilledEnv.n_left == 0:
+                if "PYTEST_CURRENT_TEST" in os.environ:
+                    raise Interrupted
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+def record_interrupted(
+    folder: pathlib.Path, policy: pathlib.Path | None = None, at: int | None = None, env_id: str = "CartPole-v1"
+) -> None:
+    """By a new environment and model, as a new process has them."""
+    KilledEnv.n_left = at
+    record(make_vec_env(env_id, n_envs=2, wrapper_class=KilledEnv), 400, folder, policy=policy, seed=7)
+
+
+def files_of(folder: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("acts", ["random", "model", "gSDE"])
+def test_a_recording_that_was_interrupted_went_on_with_other_episodes(acts, tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "SAVE_FREQ", 50)
+    policy, env_id = None, "Pendulum-v1" if acts == "gSDE" else "CartPole-v1"
+    if acts != "random":
+        policy = tmp_path / "model.zip"
+        PPO("MlpPolicy", env_id, use_sde=acts == "gSDE", device="cpu").save(policy)
+    record_interrupted(tmp_path / "whole", policy, env_id=env_id)
+    folder = tmp_path / "interrupted"
+    # Between two saves; while what was saved is played once more; at the end
     n_saved = []
-    for n_steps in (30, 75, 10, 10_000):
-        env = make_vec_env("CartPole-v1", n_envs=2)
-        try:
-            recordings = record(env, 400, tmp_path, policy=InterruptedPolicy(n_steps))
-        except Interrupted:
-            before = n_saved[-1] if n_saved else 0
-            n_saved.append(json.loads((tmp_path / "recording.json").read_text())["n_saved"])
-            # Two environments; the steps before the interruption, and a last observation now and then
-            assert before + 2 * n_steps - 50 < n_saved[-1] < before + 2 * n_steps * 1.2
-    # The last of them was too short for anything to be saved
-    assert 50 <= n_saved[0] < 54 < n_saved[1] == n_saved[2]
+    for at in (130, 20, 300, 380):
+        th.manual_seed(at)
+        with pytest.raises(Interrupted):
+            record_interrupted(folder, policy, at, env_id)
+        n_saved.append(json.loads((folder / "recording.json").read_text())["n_saved"])
+    assert 80 < n_saved[0] == n_saved[1] < n_saved[2] < n_saved[3] < 400
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record_interrupted(folder, policy, env_id=env_id)
+    assert files_of(folder) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_recording_that_was_killed_went_on_with_other_episodes(tmp_path):
+    script = (
+        "import pathlib, sys\nfrom sb3_jepa.pretrain import folders\nfolders.SAVE_FREQ = 50\n"
+        "from tests.pretrain.test_collection import record_interrupted\n"
+        "record_interrupted(pathlib.Path(sys.argv[1]), at=int(sys.argv[2]))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    command = [sys.executable, "-c", script, str(tmp_path / "killed"), "150"]
+    killed = subprocess.run(command, check=False, env=environment, capture_output=True, cwd=pathlib.Path.cwd())
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert 100 < json.loads((tmp_path / "killed" / "recording.json").read_text())["n_saved"] < 200
+    for name in ("killed", "whole"):
+        record_interrupted(tmp_path / name)
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_what_does_not_repeat_itself_goes_on_with_new_episodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "SAVE_FREQ", 50)
+
+    class Unseeded(gym.ObservationWrapper):
+        """Noise that no seed decides about."""
+
+        def observation(self, observation):
+            return observation + np.random.default_rng().normal(size=4, scale=1e-3).astype(np.float32)
+
+    n_saved = []
+    for n_steps in (30, 75, 10_000):
+        env = make_vec_env("CartPole-v1", n_envs=2, wrapper_class=Unseeded)
+        with pytest.warns(UserWarning, match="goes on with new episodes") if n_saved else nullcontext():
+            try:
+                recordings = record(env, 400, tmp_path, policy=InterruptedPolicy(n_steps))
+            except Interrupted:
+                n_saved.append(json.loads((tmp_path / "recording.json").read_text())["n_saved"])
+                before = (np.load(tmp_path / "observations.npy")[: n_saved[-1]], n_saved[-1])
+    assert 50 <= n_saved[0] < n_saved[1]
     assert len(recordings) == 400
     states = recordings.take(np.arange(400))
+    assert np.array_equal(states[: before[1]], before[0])
     # The same episode would have begun twice otherwise
     assert len(np.unique(states, axis=0)) == 400
     for number in np.unique(recordings.episodes):
@@ -186,8 +266,8 @@ def test_the_progress_bar_needs_packages(monkeypatch):
 
 def test_the_progress_bar_counts_what_was_there_before(monkeypatch, tmp_path):
     class Bar:
-        def __init__(self, total, initial):
-            self.total, self.n, self.is_closed = total, initial, False
+        def __init__(self, total):
+            self.total, self.n, self.is_closed = total, 0, False
             bars.append(self)
 
         def update(self, n):

@@ -8,12 +8,10 @@ import stable_baselines3
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from sb3_jepa import (
     PPO,
-    DmtJepa,
     JepaCallback,
     JepaExtractor,
     MaskedPrediction,
@@ -42,12 +40,6 @@ SMALL = dict(
     batch_size=32,
     device="cpu",
 )
-
-
-def make_other_recordings() -> Recordings:
-    """As many, and as long episodes, of other observations."""
-    recordings = make_recordings()
-    return Recordings(SPACE, recordings.observations[::-1].copy(), recordings.episodes)
 
 
 def make_recordings(n_episodes: int = 10, length: int = 20) -> Recordings:
@@ -94,79 +86,6 @@ def interrupt(monkeypatch, after: int) -> None:
     monkeypatch.setattr(training.Pretraining, "_update", fail)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        dict(objective_class=TJepa),
-        dict(objective_class=SaltTeacher, patience=5, weight_decay=0.1),
-        dict(objective_class=Salt, criterion="probe_r2"),
-        dict(objective_class=DmtJepa),
-    ],
-)
-def test_one_seed_gives_one_encoder_also_after_interruptions(method, monkeypatch, tmp_path):
-    recordings, settings = make_recordings(), {**SMALL, **method}
-    if method["objective_class"] is Salt:
-        teacher = JepaExtractor(SPACE, **EXTRACTOR)
-        settings["objective_kwargs"] = dict(SMALL["objective_kwargs"], teacher=teacher)
-    if method["objective_class"] is DmtJepa:
-        recordings, settings["features_extractor_kwargs"] = make_images(), dict(EXTRACTOR, patch_size=4)
-    pretrain(recordings, tmp_path / "whole", **settings)
-    th.rand(3)
-    # Before anything but the untrained encoder was evaluated; in the middle, right after an evaluation and later
-    for after in (1, 2, 5):
-        with monkeypatch.context() as patch:
-            interrupt(patch, after)
-            with pytest.raises(Interrupted):
-                pretrain(recordings, tmp_path / "interrupted", **settings)
-        th.rand(after)
-    pretrain(recordings, tmp_path / "interrupted", **settings)
-    assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "interrupted"))
-    rows = rows_of(tmp_path / "whole")
-    assert [row["time/updates"] for row in rows] == ["0", "2", "4", "6"]
-    assert rows == rows_of(tmp_path / "interrupted")
-    one, other = (json.loads((tmp_path / name / "encoder.json").read_text()) for name in ("whole", "interrupted"))
-    assert one == other
-    pretrain(recordings, tmp_path / "other", **{**settings, "seed": 1})
-    assert any(
-        not th.equal(value, state_of(tmp_path / "other")[name]) for name, value in state_of(tmp_path / "whole").items()
-    )
-
-
-def test_tensorboard_has_each_curve_once_also_after_an_interruption(monkeypatch, tmp_path):
-    with monkeypatch.context() as patch:
-        interrupt(patch, 5)
-        with pytest.raises(Interrupted):
-            pretrain(make_recordings(), tmp_path, **SMALL)
-    pretrain(make_recordings(), tmp_path, **SMALL)
-    events = EventAccumulator(str(tmp_path)).Reload()
-    names = ("validation_loss", "probe_r2", "embedding_variance", "effective_rank", "momentum")
-    for name in names:
-        assert [event.step for event in events.Scalars(f"jepa/{name}")] == [0, 2, 4, 6]
-    assert [event.step for event in events.Scalars("jepa/prediction_loss")] == [2, 4, 6]
-    for row, event in zip(rows_of(tmp_path), events.Scalars("jepa/probe_r2"), strict=True):
-        assert event.value == pytest.approx(float(row["jepa/probe_r2"]), rel=1e-5)
-
-
-def test_what_is_finished_is_not_done_again(monkeypatch, tmp_path):
-    path = pretrain(make_recordings(), tmp_path, **SMALL)
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    monkeypatch.setattr(training.Pretraining, "_update", lambda *_: pytest.fail("it was finished"))
-    assert pretrain(make_recordings(), tmp_path, **SMALL) == path
-    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-
-
-def test_schedules_are_the_same_wherever_they_are_in_memory(tmp_path):
-    class Schedule:
-        def __call__(self, progress_remaining: float) -> float:
-            return 1.0 - 0.01 * progress_remaining
-
-    schedules = [Schedule(), Schedule()]
-    for schedule in schedules:
-        kwargs = dict(SMALL, objective_kwargs=dict(SMALL["objective_kwargs"], momentum=schedule))
-        pretrain(make_recordings(), tmp_path, **kwargs)
-    assert len(rows_of(tmp_path)) == 4
-
-
 def test_an_environment_is_recorded_in_the_folder(tmp_path):
     env = make_vec_env(lambda: FakeEnv(SPACE), n_envs=2)
     pretrain(env, tmp_path, n_steps=60, **SMALL)
@@ -185,35 +104,6 @@ def test_random_numbers_of_others_are_untouched(tmp_path):
     pretrain(env, tmp_path / "env", n_steps=40, policy=model, **SMALL)
     assert th.equal(th.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(seed=1), "seed is 0 there and 1 here"),
-        (dict(objective_class=SaltTeacher), "objective_class is TJepa there and SaltTeacher here"),
-        (dict(features_extractor_kwargs=dict(EXTRACTOR, depth=2)), "features_extractor_kwargs is .* there and"),
-        (dict(learning_rate=0.1, n_updates=8), "n_updates is 6 there and 8 here; learning_rate is 0.001 there"),
-        (dict(source=make_recordings(11)), "n_observations is 200 there and 220 here"),
-        (dict(source=make_other_recordings()), "recordings is [0-9a-f]{8} there and [0-9a-f]{8} here"),
-        (dict(labels=np.zeros((200, 1))), "labels is None there and [0-9a-f]{8} here"),
-        (
-            dict(
-                source=Recordings(
-                    spaces.Box(-9, 9, (6,)), *(vars(make_recordings())[n] for n in ("observations", "episodes"))
-                )
-            ),
-            "observation_space is Box.-5.0, 5.0, .* there and Box.-9.0, 9.0",
-        ),
-    ],
-)
-def test_another_pretraining_is_not_overwritten(change, message, tmp_path):
-    arguments = dict(SMALL, source=make_recordings(), folder=tmp_path)
-    pretrain(**arguments)
-    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=f"`folder` holds another pretraining.*{message}"):
-        pretrain(**{**arguments, **change})
-    assert before == {file: file.read_bytes() for file in tmp_path.iterdir()}
 
 
 def script_measurements(monkeypatch, **curves: list[float]) -> list[dict[str, th.Tensor]]:
@@ -357,28 +247,6 @@ def test_labels_are_what_the_probe_reads(tmp_path):
     assert [row["jepa/validation_loss"] for row in first] == [row["jepa/validation_loss"] for row in second]
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(monkeypatch, tmp_path):
-    save, n_saved = th.save, []
-
-    def fail(state, file):
-        n_saved.append(file)
-        if len(n_saved) == 3:
-            pathlib.Path(file).write_bytes(b"half of it")
-            raise OSError("No space left on device")
-        save(state, file)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.th, "save", fail)
-        patch.setattr("sb3_jepa.encoders.find_spec", lambda _: True)
-        with pytest.raises(OSError, match="No space left"):
-            pretrain(make_recordings(), tmp_path / "full", **SMALL)
-    assert th.load(tmp_path / "full" / "checkpoint.pth", weights_only=True)["progress"][0] == 2
-    assert not list((tmp_path / "full").glob(".*"))
-    pretrain(make_recordings(), tmp_path / "full", **SMALL)
-    pretrain(make_recordings(), tmp_path / "whole", **SMALL)
-    assert_same(state_of(tmp_path / "full"), state_of(tmp_path / "whole"))
-
-
 class NotAnEncoder(nn.Module):
     pass
 
@@ -401,6 +269,10 @@ class NotAnEncoder(nn.Module):
         (dict(labels=np.zeros(200)), r"`labels` must have a row for each.*\(200,\)"),
         (dict(labels=np.zeros((200, 2))), "what the probe is to read does not vary"),
         (dict(features_extractor_kwargs=dict(frozen=True)), "what is frozen learns nothing"),
+        (
+            dict(features_extractor_kwargs=dict(EXTRACTOR, compile_kwargs=dict(backend=print))),
+            r"`features_extractor_kwargs\['compile_kwargs'\]\['backend'\]` must be a number, .* got <built-in",
+        ),
         (dict(objective_kwargs=dict(target="frozen")), "needs an encoder as `teacher`"),
         (dict(objective_kwargs=dict(prediction_coef=0.0, variance_coef=1.0)), "a positive `prediction_coef`"),
         (dict(objective_kwargs=dict(teacher=NotAnEncoder()), objective_class=Salt), "got NotAnEncoder"),
