@@ -43,15 +43,19 @@ def whole_number(name: str, value: Any, least: int = 1, most: int = LARGEST, als
     :return: The number
     :raises ValueError: If it is none, or out of range
     """
-    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not (is_whole and least <= value <= most):
-        limits = f"from {least} to {most}" if most < LARGEST else f"of at least {least}"
-        refuse(
-            name,
-            _either("a positive whole number" if (least, most) == (1, LARGEST) else f"a whole number {limits}", also),
-            value,
-        )
+    if not _is_whole(value, least, most):
+        refuse(name, _either(f"a {_whole_numbers(least, most)}", also), value)
     return int(value)
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
+
+
+def _whole_numbers(least: int, most: int) -> str:
+    if most < LARGEST:
+        return f"whole number from {least} to {most}"
+    return "positive whole number" if least == 1 else f"whole number of at least {least}"
 
 
 def seed(name: str, value: Any, also: str = "") -> int:
@@ -85,23 +89,30 @@ def number(
     :return: The number
     :raises ValueError: If it is none, not finite, or out of range
     """
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and _is_finite(value)
-    is_inside = is_number and not (
-        (least is not None and value < least)
-        or (most is not None and value > most)
-        or (above is not None and value <= above)
-        or (below is not None and value >= below)
-    )
-    if not is_inside:
+    if not _is_number(value, least, most, above, below):
         refuse(name, _either(f"a finite number{_limits(least, most, above, below)}", also), value)
     return float(value)
 
 
-def _is_finite(value: Real) -> bool:
+def _is_number(
+    value: Any,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
     try:
-        return isfinite(float(value))
+        given = float(value)
     except OverflowError:
         return False
+    return isfinite(given) and not (
+        (least is not None and given < least)
+        or (most is not None and given > most)
+        or (above is not None and given <= above)
+        or (below is not None and given >= below)
+    )
 
 
 def _limits(least: float | None, most: float | None, above: float | None, below: float | None) -> str:
@@ -125,14 +136,11 @@ def pair(name: str, value: Any, also: str = "", **limits: Any) -> tuple[float, f
     :return: The least and the largest number
     :raises ValueError: If these are not two numbers in ascending order, each within the limits
     """
-    if isinstance(value, (tuple, list, np.ndarray)) and len(value) == 2:
-        low, high = (number(f"{name}[{index}]", one, **limits) for index, one in enumerate(value))
-        if low <= high:
-            return low, high
-    accepted = (
-        f"a pair (least, largest) of finite numbers{_limits(*map(limits.get, ('least', 'most', 'above', 'below')))}"
-    )
-    refuse(name, _either(accepted, also), value)
+    is_pair = isinstance(value, (tuple, list, np.ndarray)) and len(value) == 2
+    if not is_pair or not all(_is_number(one, **limits) for one in value) or value[0] > value[1]:
+        words = _limits(*map(limits.get, ("least", "most", "above", "below")))
+        refuse(name, _either(f"a pair (least, largest) of finite numbers{words}", also), value)
+    return float(value[0]), float(value[1])
 
 
 def sizes(name: str, value: Any, least: int = 1, also: str = "") -> tuple[int, ...]:
@@ -144,9 +152,12 @@ def sizes(name: str, value: Any, least: int = 1, also: str = "") -> tuple[int, .
     :return: The sizes
     :raises ValueError: If it is no sequence of at least one whole number
     """
-    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)) or len(value) == 0:
-        refuse(name, _either("a sequence of whole numbers", also), value)
-    return tuple(whole_number(f"{name}[{index}]", size, least) for index, size in enumerate(value))
+    is_sequence = isinstance(value, (Sequence, np.ndarray)) and len(value) > 0
+    if not is_sequence or not all(_is_whole(size, least, LARGEST) for size in value):
+        refuse(
+            name, _either(f"a sequence of {_whole_numbers(least, LARGEST).replace('number', 'numbers')}", also), value
+        )
+    return tuple(int(size) for size in value)
 
 
 def flag(name: str, value: Any) -> bool:
@@ -285,7 +296,7 @@ def scheduled(name: str, value: Any, progress_remaining: float, also: str = "a s
     :raises ValueError: If it is none, not finite, or out of range
     """
     if callable(value):
-        return number(f"{name}({progress_remaining})", value(progress_remaining), **limits)
+        return number(f"{name}(progress_remaining={progress_remaining})", value(progress_remaining), **limits)
     return number(name, value, also=also, **limits)
 
 
