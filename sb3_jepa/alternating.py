@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_learning_rate
 from stable_baselines3.her import HerReplayBuffer
 
+from sb3_jepa import checks
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NextObservationIndex, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
@@ -308,11 +309,16 @@ class AlternatingTraining:
                 f"{type(model).__name__}"
             )
         self.model = model
-        self.n_updates = n_updates
+        self.n_updates = checks.optional(checks.whole_number, "n_updates", n_updates)
         # None is all rows for some
+        batch_size = checks.optional(checks.whole_number, "batch_size", batch_size)
         self.batch_size = int(batch_size or getattr(model, "batch_size", None) or 128)
+        learning_rate = checks.optional(checks.schedule, "learning_rate", learning_rate, above=0)
         self.learning_rate = FloatSchedule(3e-4 if learning_rate is None else learning_rate)
-        objective_class, objective_kwargs = objective_class or NextLatentPrediction, objective_kwargs or {}
+        objective_class = (
+            checks.optional(checks.subclass, "objective_class", objective_class, cls=Objective) or NextLatentPrediction
+        )
+        objective_kwargs = checks.keyword_arguments("objective_kwargs", objective_kwargs)
         picked = pick_encoders(model, encoders)
         saved = getattr(model, LEARNERS, {})
         self.learners = {

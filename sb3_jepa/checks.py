@@ -243,7 +243,7 @@ def keyword_arguments(name: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def instance(name: str, value: Any, cls: type[Value] | tuple[type[Value], ...], also: str = "") -> Value:
+def instance(name: str, value: Value, cls: Any, also: str = "") -> Value:
     """
     :param name: Of the argument
     :param value: What was given
@@ -258,7 +258,7 @@ def instance(name: str, value: Any, cls: type[Value] | tuple[type[Value], ...], 
     return value
 
 
-def subclass(name: str, value: Any, cls: type[Value], also: str = "") -> type[Value]:
+def subclass(name: str, value: Value, cls: Any, also: str = "") -> Value:
     """
     :param name: Of the argument
     :param value: What was given

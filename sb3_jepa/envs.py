@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
@@ -12,8 +11,12 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from sb3_jepa import checks
+
 # A frame's longer side is rounded to a multiple of this many pixels, so that patches of 8 or 16 pixels fit
 ROUND_TO = 16
+# What OpenCV resizes to
+MAX_SIDE = 32766
 # Weights of red, green and blue in a grey picture: ITU-R 709, as in Gymnasium's GrayscaleObservation
 LUMINANCE = np.array([[0.2125, 0.7154, 0.0721]])
 
@@ -42,15 +45,14 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         grayscale: bool = True,
         frames: int = 3,
     ):
+        frames, grayscale = checks.whole_number("frames", frames), checks.flag("grayscale", grayscale)
         # Gymnasium's wrappers do this too, for `gym.make(env.spec)`
         gym.utils.RecordConstructorArgs.__init__(
             self, frame_size=frame_size, crop=crop, grayscale=grayscale, frames=frames
         )
-        gym.Wrapper.__init__(self, env)
+        gym.Wrapper.__init__(self, checks.instance("env", env, gym.Env))
         if env.render_mode != "rgb_array":
             raise ValueError(f'The environment must be made with `render_mode="rgb_array"`, got {env.render_mode!r}')
-        if frames <= 0:
-            raise ValueError(f"`frames` must be positive, got {frames}")
         try:
             import cv2  # noqa: F401  (the first frame would fail otherwise)
         except ImportError as error:
@@ -61,7 +63,10 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(f"The picture must have three channels, got the shape {picture.shape}")
         height, width = picture.shape[:2]
-        top, bottom, left, right = self.crop = (0, height, 0, width) if crop is None else crop
+        kept = checks.optional(checks.sizes, "crop", crop, least=0) or (0, height, 0, width)
+        if len(kept) != 4:
+            raise ValueError(f"`crop` must be (top, bottom, left, right), got {crop}")
+        top, bottom, left, right = self.crop = kept[0], kept[1], kept[2], kept[3]
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise ValueError(f"`crop` must be (top, bottom, left, right) within {height}x{width} pixels, got {crop}")
         self.frame_size = _frame_size(frame_size, bottom - top, right - left)
@@ -121,15 +126,16 @@ def _to_frame(image: np.ndarray, size: tuple[int, int], grayscale: bool) -> np.n
 
 
 def _frame_size(frame_size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
-    if isinstance(frame_size, Integral):
-        frame_size = int(frame_size)
+    if not isinstance(frame_size, (tuple, list, np.ndarray)):
+        frame_size = checks.whole_number("frame_size", frame_size, most=MAX_SIDE, also="a pair (height, width)")
         scale = frame_size / min(height, width)
         frame_size = (
             frame_size if height <= width else max(1, round(height * scale / ROUND_TO)) * ROUND_TO,
             frame_size if width <= height else max(1, round(width * scale / ROUND_TO)) * ROUND_TO,
         )
-    if not isinstance(frame_size, Sequence) or len(frame_size) != 2 or min(frame_size) <= 0:
-        raise ValueError(f"`frame_size` must be a positive number or (height, width), got {frame_size}")
+    frame_size = checks.sizes("frame_size", frame_size)
+    if len(frame_size) != 2 or max(frame_size) > MAX_SIDE:
+        raise ValueError(f"`frame_size` must be (height, width) of at most {MAX_SIDE} pixels each, got {frame_size}")
     return frame_size[0], frame_size[1]
 
 
@@ -164,13 +170,14 @@ def make_pixel_vec_env(
     :raises ValueError: If the environment does not render to arrays, or an argument does not fit its picture
     :raises ImportError: If OpenCV is not installed
     """
+    checks.function("env_id", env_id) if not isinstance(env_id, str) else checks.text("env_id", env_id)
     return make_vec_env(
         env_id,
-        n_envs=n_envs,
-        seed=seed,
+        n_envs=checks.whole_number("n_envs", n_envs),
+        seed=checks.optional(checks.seed, "seed", seed),
         wrapper_class=PixelObservation,
         wrapper_kwargs=dict(frame_size=frame_size, crop=crop, grayscale=grayscale, frames=frames),
-        env_kwargs=env_kwargs,
-        vec_env_cls=vec_env_cls,
+        env_kwargs=checks.keyword_arguments("env_kwargs", env_kwargs),
+        vec_env_cls=checks.optional(checks.subclass, "vec_env_cls", vec_env_cls, cls=VecEnv),
         **kwargs,
     )

@@ -11,6 +11,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.diagnostics.noise import FeatureNoise, feature_noise, named_features
 
@@ -29,8 +30,8 @@ def replay_pairs(buffer: ReplayBuffer, horizon: int = 1, max_samples: int | None
     :return: Two arrays ``(samples, *observation shape)``, or dictionaries of such
     :raises ValueError: If ``horizon`` is less than 1
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    horizon = checks.whole_number("horizon", horizon)
+    max_samples = checks.optional(checks.whole_number, "max_samples", max_samples)
     rows = np.arange(buffer.size())
     if buffer.full:
         # From the oldest on. To save memory it has been overwritten, by what followed on the newest
@@ -92,8 +93,9 @@ def noise_diagnostic(
     :return: The findings; ``print`` shows them as a table
     :raises ValueError: If ``buffer`` is none of these, holds fewer than two pairs, or an argument does not fit it
     """
-    if max_samples is not None and max_samples < 2:
-        raise ValueError(f"max_samples must be at least 2, got {max_samples}")
+    max_samples = checks.optional(checks.whole_number, "max_samples", max_samples, least=2)
+    components, horizon = checks.whole_number("components", components), checks.whole_number("horizon", horizon)
+    env = checks.optional(checks.instance, "env", env, cls=VecNormalize)
     if isinstance(buffer, ReplayBuffer):
         if max_samples is None:
             n_numbers = sum(int(np.prod(array.shape[2:])) for array in by_key(buffer.observations).values())

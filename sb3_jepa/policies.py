@@ -15,6 +15,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.buffers import NextObservations, Transitions, by_key, unkeyed
 from sb3_jepa.diagnostics import ObjectiveGauge
@@ -88,26 +89,27 @@ class JointPolicy(_Base):
         **kwargs: Any,
     ):
         _check_algorithm()
-        if objective_for not in ("actor", "critic", "both"):
-            raise ValueError(f'`objective_for` must be "actor", "critic" or "both", got {objective_for!r}')
+        objective_for = checks.choice("objective_for", objective_for, ("actor", "critic", "both"))
+        share_features_extractor = checks.flag("share_features_extractor", share_features_extractor)
+        normalize_images = checks.flag("normalize_images", normalize_images)
+        checks.subclass("features_extractor_class", features_extractor_class, BaseFeaturesExtractor)
+        features_extractor_kwargs = checks.keyword_arguments("features_extractor_kwargs", features_extractor_kwargs)
+        checks.subclass("optimizer_class", optimizer_class, th.optim.Optimizer)
+        optimizer_kwargs = checks.keyword_arguments("optimizer_kwargs", optimizer_kwargs)
         if share_features_extractor and objective_for != "both":
             raise ValueError(
                 f"`objective_for={objective_for!r}` needs `share_features_extractor=False`: actor and critic share one "
                 "encoder"
             )
         self.objective_for = objective_for
-        self.objective_class = objective_class
-        self.objective_kwargs = objective_kwargs or {}
-        self.rl_gradient = rl_gradient
-        self.encoder_lr_factor = encoder_lr_factor
-        # A schedule that goes wrong should do so now and not in the middle of the training
-        for progress_remaining in (0.0, 0.5, 1.0):
-            self._current_lr_factor = self._encoder_lr_factor_at(progress_remaining)
-        features_extractor_kwargs = dict(features_extractor_kwargs or {})
+        self.objective_class = checks.subclass("objective_class", objective_class, Objective)
+        self.objective_kwargs = checks.keyword_arguments("objective_kwargs", objective_kwargs)
+        self.rl_gradient = checks.flag("rl_gradient", rl_gradient)
+        self.encoder_lr_factor = checks.schedule("encoder_lr_factor", encoder_lr_factor, least=0)
+        self._current_lr_factor = self._encoder_lr_factor_at(1.0)
         # As Stable-Baselines3 does for its own CNN
         if not normalize_images and issubclass(features_extractor_class, JepaExtractor):
             features_extractor_kwargs["normalized_image"] = True
-        optimizer_kwargs = dict(optimizer_kwargs or {})
         if optimizer_class is th.optim.Adam:
             optimizer_kwargs.setdefault("eps", 1e-5)
             optimizer_kwargs.setdefault("fused", not optimizer_kwargs.get("foreach"))
@@ -191,14 +193,7 @@ class JointPolicy(_Base):
         self._register_optimizer_hooks()
 
     def _encoder_lr_factor_at(self, progress_remaining: float) -> float:
-        factor = self.encoder_lr_factor
-        factor = float(factor(progress_remaining) if callable(factor) else factor)
-        if not 0.0 <= factor < float("inf"):
-            raise ValueError(
-                f"`encoder_lr_factor` must be finite and not negative, got {factor} at "
-                f"progress_remaining={progress_remaining}"
-            )
-        return factor
+        return checks.scheduled("encoder_lr_factor", self.encoder_lr_factor, progress_remaining, least=0)
 
     def update_schedules(self, progress_remaining: float) -> None:
         """

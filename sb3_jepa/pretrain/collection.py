@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.parts.digests import id_of
 from sb3_jepa.pretrain.folders import RecordingWriter
@@ -51,8 +52,8 @@ def record_env(
     :raises ValueError: If an argument is not among those accepted, or the folder holds other recordings
     :raises ImportError: If the progress bar is asked for, and tqdm or rich is not installed
     """
-    if n_steps < 1:
-        raise ValueError(f"`n_steps` must be positive, got {n_steps}")
+    n_steps, seed = checks.whole_number("n_steps", n_steps), checks.seed("seed", seed)
+    folder = checks.optional(checks.path, "folder", folder)
     check_progress_bar(progress_bar)
     model = load_model(find_model(pathlib.Path(policy))) if isinstance(policy, (str, os.PathLike)) else policy
     if model is not None and not callable(getattr(model, "predict", None)):
@@ -85,9 +86,10 @@ def record_env(
 def check_progress_bar(progress_bar: bool) -> None:
     """
     :param progress_bar: Whether one is asked for
+    :raises ValueError: If that is not said
     :raises ImportError: If it is, and tqdm or rich is not installed
     """
-    if progress_bar and callbacks.tqdm is None:
+    if checks.flag("progress_bar", progress_bar) and callbacks.tqdm is None:
         raise ImportError(
             'A progress bar needs tqdm and rich: pip install "sb3-jepa[examples]", or say `progress_bar=False`'
         )

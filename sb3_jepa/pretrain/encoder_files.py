@@ -8,6 +8,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.encoders import read_state, write_encoder
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.pretrain.folders import space_from_json, space_to_json
@@ -72,7 +73,7 @@ def read_encoder(path: str | pathlib.Path) -> JepaExtractor:
     :raises ValueError: If there is none, or nothing beside it says what it is
     :raises ImportError: If it is a ``.safetensors`` file, and that package is not installed
     """
-    path = pathlib.Path(path)
+    path = checks.path("path", path)
     path = find_encoder_file(path) if path.is_dir() else path
     description = path.with_suffix(".json")
     if not path.is_file() or not description.is_file():

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch as th
 
+from sb3_jepa import checks
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import Salt, SaltTeacher
 from sb3_jepa.pretrain.encoder_files import read_encoder
@@ -25,7 +26,7 @@ def teacher_budget(n_updates: int) -> int:
     :param n_updates: Updates of both stages together
     :return: A sixth of them, at least one
     """
-    return max(1, n_updates // TEACHER_SHARE)
+    return max(1, checks.whole_number("n_updates", n_updates) // TEACHER_SHARE)
 
 
 def pretrain_salt(
@@ -62,14 +63,13 @@ def pretrain_salt(
     :raises ValueError: If an argument is not among those accepted, or the folder holds another pretraining
     :raises ImportError: If the progress bar is asked for, and tqdm or rich is not installed
     """
-    if n_updates < 2:
-        raise ValueError(f"`n_updates` must be at least 2, one for each stage, got {n_updates}")
+    # At least one for each stage
+    n_updates = checks.whole_number("n_updates", n_updates, 2)
     budget = teacher_budget(n_updates)
-    teacher_updates = budget if teacher_updates is None else teacher_updates
-    if not 1 <= teacher_updates < n_updates:
+    teacher_updates = checks.optional(checks.whole_number, "teacher_updates", teacher_updates) or budget
+    if teacher_updates >= n_updates:
         raise ValueError(
-            f"`teacher_updates` must be positive and leave some of the {n_updates} updates to the encoder, got "
-            f"{teacher_updates}"
+            f"`teacher_updates` must leave some of the {n_updates} updates to the encoder, got {teacher_updates}"
         )
     if teacher_updates > budget:
         warnings.warn(
@@ -78,12 +78,18 @@ def pretrain_salt(
             UserWarning,
             stacklevel=2,
         )
-    folder = pathlib.Path(folder)
+    folder, seed = checks.path("folder", folder), checks.seed("seed", seed)
+    objective_kwargs = checks.keyword_arguments("objective_kwargs", objective_kwargs)
+    features_extractor_kwargs = checks.keyword_arguments("features_extractor_kwargs", features_extractor_kwargs)
+    # Of the same size, by default
+    is_given = teacher_features_extractor_kwargs is not None
+    teacher_features_extractor_kwargs = checks.keyword_arguments(
+        "teacher_features_extractor_kwargs",
+        teacher_features_extractor_kwargs if is_given else features_extractor_kwargs,
+    )
     options = {name: kwargs.pop(name) for name in inspect.signature(pretrain).parameters if name in kwargs}
     options.update(seed=seed, progress_bar=progress_bar)
     recordings = read_into(folder, source, seed, progress_bar, kwargs)
-    if teacher_features_extractor_kwargs is None:
-        teacher_features_extractor_kwargs = features_extractor_kwargs
     _check_stages(recordings, objective_kwargs, teacher_features_extractor_kwargs, features_extractor_kwargs)
     pretrain(
         recordings,
@@ -98,7 +104,7 @@ def pretrain_salt(
         recordings,
         folder,
         Salt,
-        dict(objective_kwargs or {}, teacher=read_encoder(folder / TEACHER_FOLDER)),
+        dict(objective_kwargs, teacher=read_encoder(folder / TEACHER_FOLDER)),
         features_extractor_kwargs,
         n_updates - teacher_updates,
         **options,
@@ -107,14 +113,14 @@ def pretrain_salt(
 
 def _check_stages(
     recordings: Recordings,
-    objective_kwargs: dict[str, Any] | None,
-    teacher_features_extractor_kwargs: dict[str, Any] | None,
-    features_extractor_kwargs: dict[str, Any] | None,
+    objective_kwargs: dict[str, Any],
+    teacher_features_extractor_kwargs: dict[str, Any],
+    features_extractor_kwargs: dict[str, Any],
 ) -> None:
     """What the second stage would refuse should be known before the first one has learned."""
     with th.random.fork_rng(devices=[]):
         teacher, encoder = (
-            JepaExtractor(recordings.observation_space, **(kwargs or {}))
+            JepaExtractor(recordings.observation_space, **kwargs)
             for kwargs in (teacher_features_extractor_kwargs, features_extractor_kwargs)
         )
-        Salt(encoder, encoder.features_dim, **(objective_kwargs or {}), teacher=teacher)
+        Salt(encoder, encoder.features_dim, **objective_kwargs, teacher=teacher)

@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import get_device, obs_as_tensor
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.extractors import JepaExtractor, preprocess
 from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
 from sb3_jepa.parts.digests import digest, id_of
@@ -91,18 +92,29 @@ def pretrain(
     :raises ValueError: If an argument is not among those accepted, or the folder holds another pretraining
     :raises ImportError: If the progress bar is asked for, and tqdm or rich is not installed
     """
-    _check_arguments(
-        n_updates, batch_size, eval_freq, learning_rate, max_grad_norm, warmup, patience, criterion, objective_class
-    )
+    folder, seed = checks.path("folder", folder), checks.seed("seed", seed)
+    n_updates, batch_size = checks.whole_number("n_updates", n_updates), checks.whole_number("batch_size", batch_size)
+    learning_rate = checks.number("learning_rate", learning_rate, above=0)
+    weight_decay = checks.number("weight_decay", weight_decay, least=0)
+    warmup = checks.number("warmup", warmup, least=0, below=1)
+    max_grad_norm = checks.number("max_grad_norm", max_grad_norm, above=0)
+    validation_fraction = checks.number("validation_fraction", validation_fraction, above=0, below=1)
+    eval_freq = checks.whole_number("eval_freq", eval_freq)
+    criterion = checks.optional(checks.choice, "criterion", criterion, accepted=CRITERIA)
+    patience = checks.optional(checks.whole_number, "patience", patience)
+    verbose = checks.whole_number("verbose", verbose, 0, 2)
+    # Of those that learn from observations alone
+    objective_class = checks.subclass("objective_class", objective_class, MaskedPrediction)
+    objective_kwargs = checks.keyword_arguments("objective_kwargs", objective_kwargs)
+    features_extractor_kwargs = checks.keyword_arguments("features_extractor_kwargs", features_extractor_kwargs)
     check_progress_bar(progress_bar)
-    folder = pathlib.Path(folder)
+    torch_device = _find_device(device)
     recordings = read_into(folder, source, seed, progress_bar, source_kwargs)
     if labels is not None and (np.ndim(labels) != 2 or len(labels) != len(recordings)):
         raise ValueError(
             f"`labels` must have a row for each of the {len(recordings)} observations, (observations, variables), "
             f"got shape {np.shape(labels)}"
         )
-    objective_kwargs, features_extractor_kwargs = dict(objective_kwargs or {}), dict(features_extractor_kwargs or {})
     if features_extractor_kwargs.get("frozen"):
         raise ValueError("`features_extractor_kwargs` must not have `frozen=True`: what is frozen learns nothing")
     settings = dict(
@@ -125,7 +137,7 @@ def pretrain(
         labels=None if labels is None else digest([np.asarray(labels).tobytes()]),
         seed=seed,
     )
-    space, torch_device = recordings.observation_space, get_device(device)
+    space = recordings.observation_space
 
     def load(rows: np.ndarray) -> Any:
         tensors = obs_as_tensor(recordings.take(rows), torch_device)
@@ -152,34 +164,11 @@ def pretrain(
     return training.encoder_file
 
 
-def _check_arguments(
-    n_updates: int,
-    batch_size: int,
-    eval_freq: int,
-    learning_rate: float,
-    max_grad_norm: float,
-    warmup: float,
-    patience: int | None,
-    criterion: str | None,
-    objective_class: type,
-) -> None:
-    for name, number in dict(n_updates=n_updates, batch_size=batch_size, eval_freq=eval_freq).items():
-        if number < 1:
-            raise ValueError(f"`{name}` must be positive, got {number}")
-    for name, value in dict(learning_rate=learning_rate, max_grad_norm=max_grad_norm).items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"`{name}` must be positive and finite, got {value}")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"`warmup` must lie in [0, 1), got {warmup}")
-    if patience is not None and patience < 1:
-        raise ValueError(f"`patience` must be positive or None, got {patience}")
-    if criterion not in (None, *CRITERIA):
-        raise ValueError(f"`criterion` must be one of {tuple(CRITERIA)} or None, got {criterion!r}")
-    if not issubclass(objective_class, MaskedPrediction):
-        raise ValueError(
-            "`objective_class` must learn from observations alone, as sb3_jepa.MaskedPrediction and its kind, got "
-            f"{objective_class.__name__}"
-        )
+def _find_device(device: th.device | str) -> th.device:
+    try:
+        return get_device(checks.instance("device", device, (str, th.device)))
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be one of PyTorch's, got {device!r}. {error}") from error
 
 
 def read_into(
