@@ -22,7 +22,7 @@ def ridge_predictions(
     :param penalty: Ridge penalty, per row and for inputs of unit variance
     :return: Predictions of the rows that are held out, ``(held-out rows, variables)``
     """
-    penalty = checks.number("penalty", penalty, above=0)
+    penalty = checks.number("penalty", penalty, least=0)
     is_fitted = ~is_held_out
     inputs = (inputs - inputs[is_fitted].mean(axis=0)) / (inputs[is_fitted].std(axis=0) + 1e-12)
     mean = targets[is_fitted].mean(axis=0)

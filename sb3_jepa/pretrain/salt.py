@@ -81,11 +81,10 @@ def pretrain_salt(
     folder, seed = checks.path("folder", folder), checks.seed("seed", seed)
     objective_kwargs = checks.keyword_arguments("objective_kwargs", objective_kwargs)
     features_extractor_kwargs = checks.keyword_arguments("features_extractor_kwargs", features_extractor_kwargs)
-    # Of the same size, by default
-    is_given = teacher_features_extractor_kwargs is not None
+    if teacher_features_extractor_kwargs is None:
+        teacher_features_extractor_kwargs = features_extractor_kwargs
     teacher_features_extractor_kwargs = checks.keyword_arguments(
-        "teacher_features_extractor_kwargs",
-        teacher_features_extractor_kwargs if is_given else features_extractor_kwargs,
+        "teacher_features_extractor_kwargs", teacher_features_extractor_kwargs
     )
     options = {name: kwargs.pop(name) for name in inspect.signature(pretrain).parameters if name in kwargs}
     options.update(seed=seed, progress_bar=progress_bar)
