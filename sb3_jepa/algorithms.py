@@ -43,7 +43,11 @@ class JointTraining(TrainingOnRanks):
         policy = bound.arguments.get("policy")
         if "policy" in bound.arguments and not isinstance(policy, str):
             checks.subclass("policy", policy, BasePolicy, also="the name of one")
-        checks.keyword_arguments("policy_kwargs", bound.arguments.get("policy_kwargs"))
+        if "policy_kwargs" in bound.arguments:
+            # A copy, for A2C writes its optimiser into it
+            bound.arguments["policy_kwargs"] = checks.keyword_arguments(
+                "policy_kwargs", bound.arguments["policy_kwargs"]
+            )
         if policy == "JepaPolicy" or (isinstance(policy, type) and issubclass(policy, JointPolicy)):
             for name, value in self.jepa_defaults.items():
                 bound.arguments.setdefault(name, value)

@@ -313,7 +313,7 @@ class AlternatingTraining:
         # None is all rows for some
         batch_size = checks.optional(checks.whole_number, "batch_size", batch_size)
         self.batch_size = int(batch_size or getattr(model, "batch_size", None) or 128)
-        learning_rate = checks.optional(checks.schedule, "learning_rate", learning_rate, above=0)
+        learning_rate = checks.optional(checks.schedule, "learning_rate", learning_rate, least=0)
         self.learning_rate = FloatSchedule(3e-4 if learning_rate is None else learning_rate)
         objective_class = (
             checks.optional(checks.subclass, "objective_class", objective_class, cls=Objective) or NextLatentPrediction

@@ -229,6 +229,19 @@ def path(name: str, value: Any, also: str = "") -> pathlib.Path:
     return pathlib.Path(value)
 
 
+def existing_file(name: str, value: Any) -> pathlib.Path:
+    """
+    :param name: Of the argument
+    :param value: What was given
+    :return: The path
+    :raises ValueError: If it is none, or there is no such file
+    """
+    given = path(name, value)
+    if not given.is_file():
+        refuse(name, "a file that exists", value)
+    return given
+
+
 def keyword_arguments(name: str, value: Any) -> dict[str, Any]:
     """
     :param name: Of the argument

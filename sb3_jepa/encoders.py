@@ -178,7 +178,7 @@ def load_encoder(
     :raises ImportError: If ``.safetensors`` is to be loaded and not installed
     """
     picked, freeze = pick_encoders(model, encoders), checks.flag("freeze", freeze)
-    state = read_state(path)
+    state = read_state(checks.existing_file("path", path))
     # All are looked at before any is changed
     states = {name: _with_readout_of(encoder, state) for name, encoder in picked.items()}
     for name, encoder in picked.items():
@@ -202,7 +202,7 @@ def read_state(path: str | pathlib.Path) -> dict[str, th.Tensor]:
     :return: The encoder's parameters and buffers
     :raises ImportError: If ``.safetensors`` is to be loaded and not installed
     """
-    path = checks.path("path", path)
+    path = pathlib.Path(path)
     if path.suffix == SAFETENSORS:
         return _safetensors().load_file(path)
     return th.load(path, map_location="cpu", weights_only=True)

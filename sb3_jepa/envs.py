@@ -1,6 +1,6 @@
 """Pixel versions of Gymnasium environments."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         frames: int = 3,
     ):
         frames, grayscale = checks.whole_number("frames", frames), checks.flag("grayscale", grayscale)
+        frame_size, crop = _check_frame_size(frame_size), _check_crop(crop)
         # Gymnasium's wrappers do this too, for `gym.make(env.spec)`
         gym.utils.RecordConstructorArgs.__init__(
             self, frame_size=frame_size, crop=crop, grayscale=grayscale, frames=frames
@@ -63,10 +64,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(f"The picture must have three channels, got the shape {picture.shape}")
         height, width = picture.shape[:2]
-        kept = checks.optional(checks.sizes, "crop", crop, least=0) or (0, height, 0, width)
-        if len(kept) != 4:
-            raise ValueError(f"`crop` must be (top, bottom, left, right), got {crop}")
-        top, bottom, left, right = self.crop = kept[0], kept[1], kept[2], kept[3]
+        top, bottom, left, right = self.crop = (0, height, 0, width) if crop is None else crop
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise ValueError(f"`crop` must be (top, bottom, left, right) within {height}x{width} pixels, got {crop}")
         self.frame_size = _frame_size(frame_size, bottom - top, right - left)
@@ -125,18 +123,32 @@ def _to_frame(image: np.ndarray, size: tuple[int, int], grayscale: bool) -> np.n
     return cv2.transform(image, LUMINANCE)[None] if grayscale else np.moveaxis(image, -1, 0)
 
 
-def _frame_size(frame_size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
+def _check_frame_size(frame_size: Any) -> int | tuple[int, int]:
     if not isinstance(frame_size, (tuple, list, np.ndarray)):
-        frame_size = checks.whole_number("frame_size", frame_size, most=MAX_SIDE, also="a pair (height, width)")
-        scale = frame_size / min(height, width)
-        frame_size = (
-            frame_size if height <= width else max(1, round(height * scale / ROUND_TO)) * ROUND_TO,
-            frame_size if width <= height else max(1, round(width * scale / ROUND_TO)) * ROUND_TO,
-        )
-    frame_size = checks.sizes("frame_size", frame_size)
-    if len(frame_size) != 2 or max(frame_size) > MAX_SIDE:
+        return checks.whole_number("frame_size", frame_size, most=MAX_SIDE, also="a pair (height, width)")
+    sides = checks.sizes("frame_size", frame_size)
+    if len(sides) != 2 or max(sides) > MAX_SIDE:
         raise ValueError(f"`frame_size` must be (height, width) of at most {MAX_SIDE} pixels each, got {frame_size}")
-    return frame_size[0], frame_size[1]
+    return sides[0], sides[1]
+
+
+def _check_crop(crop: Any) -> tuple[int, int, int, int] | None:
+    sides = checks.optional(checks.sizes, "crop", crop, least=0)
+    if sides is None:
+        return None
+    if len(sides) != 4:
+        raise ValueError(f"`crop` must be (top, bottom, left, right), got {crop}")
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+def _frame_size(frame_size: int | tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    if isinstance(frame_size, tuple):
+        return frame_size
+    scale = frame_size / min(height, width)
+    return (
+        frame_size if height <= width else max(1, round(height * scale / ROUND_TO)) * ROUND_TO,
+        frame_size if width <= height else max(1, round(width * scale / ROUND_TO)) * ROUND_TO,
+    )
 
 
 def make_pixel_vec_env(
@@ -170,14 +182,26 @@ def make_pixel_vec_env(
     :raises ValueError: If the environment does not render to arrays, or an argument does not fit its picture
     :raises ImportError: If OpenCV is not installed
     """
-    checks.function("env_id", env_id) if not isinstance(env_id, str) else checks.text("env_id", env_id)
-    return make_vec_env(
-        env_id,
+    if not isinstance(env_id, str):
+        checks.function("env_id", env_id, also="the ID of an environment")
+    arguments: dict[str, Any] = dict(
         n_envs=checks.whole_number("n_envs", n_envs),
         seed=checks.optional(checks.seed, "seed", seed),
         wrapper_class=PixelObservation,
-        wrapper_kwargs=dict(frame_size=frame_size, crop=crop, grayscale=grayscale, frames=frames),
+        # Checked here, since what another process raises is not seen
+        wrapper_kwargs=dict(
+            frame_size=_check_frame_size(frame_size),
+            crop=_check_crop(crop),
+            grayscale=checks.flag("grayscale", grayscale),
+            frames=checks.whole_number("frames", frames),
+        ),
         env_kwargs=checks.keyword_arguments("env_kwargs", env_kwargs),
         vec_env_cls=checks.optional(checks.subclass, "vec_env_cls", vec_env_cls, cls=VecEnv),
         **kwargs,
     )
+    try:
+        return make_vec_env(env_id, **arguments)
+    except gym.error.DependencyNotInstalled:
+        raise
+    except gym.error.Error as error:
+        raise ValueError(f"`env_id` must be the ID of an environment, got {env_id!r}. {error}") from error

@@ -122,12 +122,12 @@ def _preprocessed(buffer: ReplayBuffer, view: Any, env: VecNormalize | None) -> 
 
 
 def _data_set_pairs(data: Any) -> list[dict[str, np.ndarray]]:
-    if isinstance(data, (str, os.PathLike)):
+    if isinstance(data, (str, os.PathLike)) and os.path.isfile(data):
         with np.load(data) as file:
             data = dict(file)
     if not isinstance(data, Mapping):
         raise ValueError(
-            f"buffer must be a ReplayBuffer, a mapping, or the path of an .npz file, got {type(data).__name__}. "
+            f"`buffer` must be a ReplayBuffer, a mapping, or the path of an .npz file, got {data!r}. "
             "A rollout buffer does not know what came next"
         )
     missing = [key for key in ("observations", "next_observations") if key not in data]

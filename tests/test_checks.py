@@ -97,6 +97,8 @@ def test_texts_and_paths():
         (checks.path, ""),
         (checks.path, 1),
         (checks.text, ""),
+        (checks.existing_file, "no such file"),
+        (checks.existing_file, "/"),
         (checks.text, None),
         (checks.sizes, "ab"),
         (checks.sizes, []),

@@ -84,7 +84,10 @@ def unrolled_errors(
     :return: Errors of the predictor and of the copy
     :raises ValueError: If the horizon is not positive, or there is not a single step
     """
-    horizon = checks.whole_number("horizon", horizon)
+    predict, horizon = checks.function("predict", predict), checks.whole_number("horizon", horizon)
+    is_sequence = isinstance(trajectories, Sequence)
+    if not is_sequence or not all(isinstance(trajectory, Trajectory) for trajectory in trajectories):
+        checks.refuse("trajectories", "a list of Trajectory", trajectories)
     horizon = min(horizon, max((len(trajectory.actions) for trajectory in trajectories), default=0))
     if horizon == 0:
         raise ValueError("`trajectories` must hold an episode of at least one step")

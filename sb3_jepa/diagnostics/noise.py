@@ -240,6 +240,7 @@ def named_features(
     :raises ValueError: As there
     """
     components = checks.optional(checks.whole_number, "components", components)
+    names = checks.optional(checks.texts, "names", names)
     views = []
     for name, view in (("observations", observations), ("next_observations", next_observations)):
         array = view.detach().cpu().numpy() if isinstance(view, th.Tensor) else np.asarray(view)
@@ -258,9 +259,11 @@ def named_features(
         if components is not None and x.shape[1] > MAX_FEATURES:
             (x, y), prefix = principal_components(x, y, components), f"{prefix}.component"
         return x, y, [f"{prefix}[{i}]" for i in range(x.shape[1])]
-    if isinstance(names, str) or len(names) != x.shape[1]:
-        raise ValueError(f"names must be a list of {x.shape[1]} names, one for each feature of {prefix}, got {names!r}")
-    return x, y, list(names)
+    if len(names) != x.shape[1]:
+        raise ValueError(
+            f"`names` must be a list of {x.shape[1]} names, one for each feature of {prefix}, got {names!r}"
+        )
+    return x, y, names
 
 
 def _off_diagonal(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:

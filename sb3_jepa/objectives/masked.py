@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_jepa import checks
-from sb3_jepa.objectives.objective import Momentum, Objective
+from sb3_jepa.objectives.objective import Momentum, Objective, check_momentum
 from sb3_jepa.objectives.output import ObjectiveInput
 from sb3_jepa.parts.masks import BlockMasks, SubsetMasks
 from sb3_jepa.parts.predictors import MaskedPredictor
@@ -95,6 +95,8 @@ class MaskedPrediction(Objective):
         target_transform_kwargs = checks.keyword_arguments("target_transform_kwargs", target_transform_kwargs)
         checks.optional(checks.subclass, "target_transform_class", target_transform_class, cls=nn.Module)
         checks.optional(checks.instance, "teacher", teacher, cls=nn.Module)
+        # Also where it has no effect
+        check_momentum(momentum)
         predictor_dim = checks.whole_number("predictor_dim", predictor_dim)
         predictor_depth = checks.whole_number("predictor_depth", predictor_depth)
         predictor_heads = check_heads(predictor_heads, "predictor_dim", predictor_dim, "predictor_heads")

@@ -62,10 +62,9 @@ class Objective(nn.Module):
         self.variance_coef = checks.number("variance_coef", variance_coef, least=0)
         self.deviation_coef = checks.number("deviation_coef", deviation_coef, least=0)
         self.covariance_coef = checks.number("covariance_coef", covariance_coef, least=0)
+        check_momentum(momentum)
         self.momentum_schedule = momentum
-        # A schedule that goes wrong should do so now and not in the middle of the training
-        for progress_remaining in (0.0, 0.5, 1.0):
-            self.update_momentum(progress_remaining)
+        self.update_momentum(1.0)
         self.target_encoder = checks.optional(
             checks.instance, "target_encoder", target_encoder, cls=TargetEncoder
         ) or MomentumEncoder(encoder)
@@ -76,13 +75,7 @@ class Objective(nn.Module):
 
         :param progress_remaining: Remaining progress of the training, from 1 to 0
         """
-        momentum: Any = self.momentum_schedule
-        if isinstance(momentum, (tuple, list)) and len(momentum) == 2:
-            start, end = (checks.number(f"momentum[{index}]", momentum[index], 0, 1) for index in range(2))
-            momentum = end + (start - end) * progress_remaining
-        self.momentum = checks.scheduled(
-            "momentum", momentum, progress_remaining, also="a pair of them, or a schedule", least=0, most=1
-        )
+        self.momentum = _momentum_at(self.momentum_schedule, progress_remaining)
 
     def update_target(self, encoder: nn.Module) -> None:
         """
@@ -140,3 +133,23 @@ class Objective(nn.Module):
             loss = loss + self.prediction_coef * terms["prediction_loss"]
         terms = {name: term.detach() for name, term in terms.items()}
         return ObjectiveOutput(loss, terms, prediction, target, batch.valid)
+
+
+def _momentum_at(momentum: Any, progress_remaining: float) -> float:
+    if isinstance(momentum, (tuple, list)) and len(momentum) == 2:
+        start, end = (checks.number(f"momentum[{index}]", momentum[index], 0, 1) for index in range(2))
+        momentum = end + (start - end) * progress_remaining
+    return checks.scheduled(
+        "momentum", momentum, progress_remaining, also="a pair of them, or a schedule", least=0, most=1
+    )
+
+
+def check_momentum(momentum: Momentum) -> None:
+    """
+    Look at a momentum before the training: a schedule that goes wrong should do so now and not in the middle.
+
+    :param momentum: As of :class:`Objective`
+    :raises ValueError: If it leaves [0, 1]
+    """
+    for progress_remaining in (0.0, 0.5, 1.0):
+        _momentum_at(momentum, progress_remaining)

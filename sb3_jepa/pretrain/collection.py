@@ -55,7 +55,7 @@ def record_env(
     n_steps, seed = checks.whole_number("n_steps", n_steps), checks.seed("seed", seed)
     folder = checks.optional(checks.path, "folder", folder)
     check_progress_bar(progress_bar)
-    model = load_model(find_model(pathlib.Path(policy))) if isinstance(policy, (str, os.PathLike)) else policy
+    model = _load_policy(policy) if isinstance(policy, (str, os.PathLike)) else policy
     if model is not None and not callable(getattr(model, "predict", None)):
         raise ValueError(f"`policy` must be None, a model, the path of one, or have a `predict`, got {policy!r}")
     vec_env = _wrap(env)
@@ -81,6 +81,13 @@ def record_env(
         if isinstance(env, str):
             vec_env.close()
     return writer.recordings()
+
+
+def _load_policy(path: str | os.PathLike) -> BaseAlgorithm:
+    try:
+        return load_model(find_model(checks.path("policy", path)))
+    except ValueError as error:
+        raise ValueError(f"`policy` must be a model or the path of a saved one, got {path!r}. {error}") from error
 
 
 def check_progress_bar(progress_bar: bool) -> None:

@@ -130,6 +130,8 @@ def _check_array(name: str, array: Any, space: spaces.Space, n_rows: int) -> Non
             "`observation_space` must be a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict of these, "
             f"got {space} for {name}"
         )
+    if not hasattr(array, "shape"):
+        checks.refuse(name, "an array", array)
     expected = (n_rows, *(space.shape or ()))
     if tuple(array.shape) != expected:
         raise ValueError(
