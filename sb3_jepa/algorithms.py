@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import JepaDictRolloutBuffer, JepaRolloutBuffer, NextObservations
 from sb3_jepa.callbacks import JepaCallback
 from sb3_jepa.distributed import TrainingOnRanks
@@ -34,6 +35,24 @@ class JointTraining(TrainingOnRanks):
         JepaRolloutBuffer,
         JepaDictRolloutBuffer,
     )
+
+    # Those that are others for a JepaPolicy
+    jepa_defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        bound = inspect.signature(super().__init__).bind_partial(*args, **kwargs)
+        policy = bound.arguments.get("policy")
+        if "policy" in bound.arguments and not isinstance(policy, str):
+            checks.subclass("policy", policy, BasePolicy, also="the name of one")
+        if "policy_kwargs" in bound.arguments:
+            # A copy, for A2C writes its optimiser into it
+            bound.arguments["policy_kwargs"] = checks.keyword_arguments(
+                "policy_kwargs", bound.arguments["policy_kwargs"]
+            )
+        if policy == "JepaPolicy" or (isinstance(policy, type) and issubclass(policy, JointPolicy)):
+            for name, value in self.jepa_defaults.items():
+                bound.arguments.setdefault(name, value)
+        super().__init__(**bound.arguments)
 
     def _setup_model(self) -> None:
         if issubclass(self.policy_class, JointPolicy):
@@ -120,13 +139,7 @@ PPO_DEFAULTS: dict[str, Any] = dict(
 class JointPPO(JointTraining):
     """PPO and its variants: for a :class:`~sb3_jepa.JepaPolicy` some defaults are others."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        bound = inspect.signature(super().__init__).bind_partial(*args, **kwargs)
-        policy = bound.arguments.get("policy")
-        if policy == "JepaPolicy" or (isinstance(policy, type) and issubclass(policy, JointPolicy)):
-            for name, value in PPO_DEFAULTS.items():
-                bound.arguments.setdefault(name, value)
-        super().__init__(**bound.arguments)
+    jepa_defaults = PPO_DEFAULTS
 
 
 class PPO(JointPPO, stable_baselines3.PPO):

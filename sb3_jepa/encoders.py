@@ -13,6 +13,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import Objective
@@ -70,7 +71,8 @@ def pick_encoders(model: BaseAlgorithm, names: list[str] | None) -> dict[str, Ba
     :return: As :func:`find_encoders`
     :raises ValueError: If there is none of such a name
     """
-    found = find_encoders(model.policy)
+    found = find_encoders(checks.instance("model", model, BaseAlgorithm).policy)
+    names = checks.optional(checks.texts, "encoders", names)
     names = list(found) if names is None else names
     if not found:
         raise ValueError(
@@ -138,6 +140,7 @@ def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | 
     :raises ValueError: If there is no such encoder
     :raises ImportError: If ``.safetensors`` is asked for and not installed
     """
+    path, encoder = checks.path("path", path), checks.optional(checks.text, "encoder", encoder)
     _, module = next(iter(pick_encoders(model, None if encoder is None else [encoder]).items()))
     return write_encoder(module, path)
 
@@ -181,8 +184,8 @@ def load_encoder(
     :raises ValueError: If there is no such encoder, or the file is broken, holds NaN, or is of another shape or type
     :raises ImportError: If ``.safetensors`` is to be loaded and not installed
     """
-    state = read_state(path)
-    picked = pick_encoders(model, encoders)
+    picked, freeze = pick_encoders(model, encoders), checks.flag("freeze", freeze)
+    state = read_state(checks.existing_file("path", path))
     # All are looked at before any is changed
     states = {name: _with_readout_of(encoder, state) for name, encoder in picked.items()}
     for name, encoder in picked.items():

@@ -1,9 +1,8 @@
 """Pixel versions of Gymnasium environments."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
@@ -13,8 +12,12 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from sb3_jepa import checks
+
 # A frame's longer side is rounded to a multiple of this many pixels, so that patches of 8 or 16 pixels fit
 ROUND_TO = 16
+# What OpenCV resizes to
+MAX_SIDE = 32766
 # Weights of red, green and blue in a grey picture: ITU-R 709, as in Gymnasium's GrayscaleObservation
 LUMINANCE = np.array([[0.2125, 0.7154, 0.0721]])
 # What Gymnasium's environments of classic control have in their attribute `state`
@@ -51,15 +54,15 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         grayscale: bool = True,
         frames: int = 3,
     ):
+        frames, grayscale = checks.whole_number("frames", frames), checks.flag("grayscale", grayscale)
+        frame_size, crop = _check_frame_size(frame_size), _check_crop(crop)
         # Gymnasium's wrappers do this too, for `gym.make(env.spec)`
         gym.utils.RecordConstructorArgs.__init__(
             self, frame_size=frame_size, crop=crop, grayscale=grayscale, frames=frames
         )
-        gym.Wrapper.__init__(self, env)
+        gym.Wrapper.__init__(self, checks.instance("env", env, gym.Env))
         if env.render_mode != "rgb_array":
             raise ValueError(f'The environment must be made with `render_mode="rgb_array"`, got {env.render_mode!r}')
-        if frames <= 0:
-            raise ValueError(f"`frames` must be positive, got {frames}")
         try:
             import cv2  # noqa: F401  (the first frame would fail otherwise)
         except ImportError as error:
@@ -129,17 +132,32 @@ def _to_frame(image: np.ndarray, size: tuple[int, int], grayscale: bool) -> np.n
     return cv2.transform(image, LUMINANCE)[None] if grayscale else np.moveaxis(image, -1, 0)
 
 
-def _frame_size(frame_size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
-    if isinstance(frame_size, Integral):
-        frame_size = int(frame_size)
-        scale = frame_size / min(height, width)
-        frame_size = (
-            frame_size if height <= width else max(1, round(height * scale / ROUND_TO)) * ROUND_TO,
-            frame_size if width <= height else max(1, round(width * scale / ROUND_TO)) * ROUND_TO,
-        )
-    if not isinstance(frame_size, Sequence) or len(frame_size) != 2 or min(frame_size) <= 0:
-        raise ValueError(f"`frame_size` must be a positive number or (height, width), got {frame_size}")
-    return frame_size[0], frame_size[1]
+def _check_frame_size(frame_size: Any) -> int | tuple[int, int]:
+    if not isinstance(frame_size, (tuple, list, np.ndarray)):
+        return checks.whole_number("frame_size", frame_size, most=MAX_SIDE, also="a pair (height, width)")
+    sides = checks.sizes("frame_size", frame_size)
+    if len(sides) != 2 or max(sides) > MAX_SIDE:
+        raise ValueError(f"`frame_size` must be (height, width) of at most {MAX_SIDE} pixels each, got {frame_size}")
+    return sides[0], sides[1]
+
+
+def _check_crop(crop: Any) -> tuple[int, int, int, int] | None:
+    sides = checks.optional(checks.sizes, "crop", crop, least=0)
+    if sides is None:
+        return None
+    if len(sides) != 4:
+        raise ValueError(f"`crop` must be (top, bottom, left, right), got {crop}")
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+def _frame_size(frame_size: int | tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    if isinstance(frame_size, tuple):
+        return frame_size
+    scale = frame_size / min(height, width)
+    return (
+        frame_size if height <= width else max(1, round(height * scale / ROUND_TO)) * ROUND_TO,
+        frame_size if width <= height else max(1, round(width * scale / ROUND_TO)) * ROUND_TO,
+    )
 
 
 def make_pixel_vec_env(
@@ -173,16 +191,29 @@ def make_pixel_vec_env(
     :raises ValueError: If the environment does not render to arrays, or an argument does not fit its picture
     :raises ImportError: If OpenCV is not installed
     """
-    return make_vec_env(
-        env_id,
-        n_envs=n_envs,
-        seed=seed,
+    if not isinstance(env_id, str):
+        checks.function("env_id", env_id, also="the ID of an environment")
+    arguments: dict[str, Any] = dict(
+        n_envs=checks.whole_number("n_envs", n_envs),
+        seed=checks.optional(checks.seed, "seed", seed),
         wrapper_class=PixelObservation,
-        wrapper_kwargs=dict(frame_size=frame_size, crop=crop, grayscale=grayscale, frames=frames),
-        env_kwargs=env_kwargs,
-        vec_env_cls=vec_env_cls,
+        # Checked here, since what another process raises is not seen
+        wrapper_kwargs=dict(
+            frame_size=_check_frame_size(frame_size),
+            crop=_check_crop(crop),
+            grayscale=checks.flag("grayscale", grayscale),
+            frames=checks.whole_number("frames", frames),
+        ),
+        env_kwargs=checks.keyword_arguments("env_kwargs", env_kwargs),
+        vec_env_cls=checks.optional(checks.subclass, "vec_env_cls", vec_env_cls, cls=VecEnv),
         **kwargs,
     )
+    try:
+        return make_vec_env(env_id, **arguments)
+    except gym.error.DependencyNotInstalled:
+        raise
+    except gym.error.Error as error:
+        raise ValueError(f"`env_id` must be the ID of an environment, got {env_id!r}. {error}") from error
 
 
 def state_names(env: VecEnv, n_variables: int) -> list[str] | None:

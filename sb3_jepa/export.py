@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.distributions import Distribution
 
+from sb3_jepa import checks
 from sb3_jepa.actions import forget_graphs
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.saving import in_memory, replace_when_complete
@@ -72,7 +73,7 @@ def export_policy(model: BaseAlgorithm, path: str | pathlib.Path) -> None:
     :raises ValueError: If the ending is another one, or the policy is recurrent
     :raises ImportError: If a package that ONNX needs is not installed
     """
-    path = pathlib.Path(path)
+    path, model = checks.path("path", path), checks.instance("model", model, BaseAlgorithm)
     if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"`path` must end in .onnx or .pt2, got {path}")
     if path.suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):

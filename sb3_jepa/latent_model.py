@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import preprocess_obs
 
+from sb3_jepa import checks
 from sb3_jepa.actions import encode_actions
 from sb3_jepa.alternating import find_objectives
 from sb3_jepa.buffers import by_key, unkeyed
@@ -32,7 +33,8 @@ class LatentModel:
     """
 
     def __init__(self, model: BaseAlgorithm, encoder: str | None = None):
-        self.model, self.policy = model, model.policy
+        self.model, self.policy = model, checks.instance("model", model, BaseAlgorithm).policy
+        encoder = checks.optional(checks.text, "encoder", encoder)
         objectives = find_objectives(model)
         encoders = pick_encoders(model, None if encoder is None else [encoder])
         self.name = next((name for name in encoders if name in objectives), next(iter(encoders)))

@@ -20,6 +20,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.callbacks import dump_last_scalars
 from sb3_jepa.diagnostics import probe_episodes
@@ -48,11 +49,9 @@ class EveryNRollouts(BaseCallback):
     """
 
     def __init__(self, every_n_rollouts: int | None = None, encoder: str | None = None, verbose: int = 0):
-        super().__init__(verbose)
-        if every_n_rollouts is not None and every_n_rollouts <= 0:
-            raise ValueError(f"`every_n_rollouts` must be positive, got {every_n_rollouts}")
-        self.every_n_rollouts = every_n_rollouts
-        self.encoder = encoder
+        super().__init__(checks.whole_number("verbose", verbose, 0, 2))
+        self.every_n_rollouts = checks.optional(checks.whole_number, "every_n_rollouts", every_n_rollouts)
+        self.encoder = checks.optional(checks.text, "encoder", encoder)
         self._n_rollouts = self._n_steps_before = 0
 
     def _on_training_start(self) -> None:
@@ -118,13 +117,12 @@ class PictureCallback(EveryNRollouts):
         verbose: int = 0,
     ):
         super().__init__(every_n_rollouts, encoder, verbose)
-        for name, number in dict(horizon=horizon, max_steps=max_steps).items():
-            if number <= 0:
-                raise ValueError(f"`{name}` must be positive, got {number}")
+        self.horizon = checks.whole_number("horizon", horizon)
+        self.max_steps = checks.whole_number("max_steps", max_steps)
+        self.projector = checks.flag("projector", projector)
         # Objects now, if Matplotlib is not installed
         new_figure(1, 1, "")
-        self.horizon, self.max_steps, self.projector = horizon, max_steps, projector
-        self._recorder = EpisodeRecorder(1, max_steps, max_steps)
+        self._recorder = EpisodeRecorder(1, self.max_steps, self.max_steps)
 
     @property
     def _outputs(self) -> list[KVWriter]:
@@ -236,16 +234,15 @@ class ProbeCallback(EveryNRollouts):
             raise ValueError(
                 f"Exactly one of `attribute`, `info_key` and `function` must say what is read, got {given or 'none'}"
             )
-        for name, number in dict(every_n_steps=every_n_steps, n_samples=n_samples).items():
-            if number <= 0:
-                raise ValueError(f"`{name}` must be positive, got {number}")
-        if not 0.0 < held_out < 1.0:
-            raise ValueError(f"`held_out` must lie between 0 and 1, got {held_out}")
-        self.attribute, self.info_key, self.function = attribute, info_key, function
-        self.names = None if names is None else list(names)
-        self.every_n_steps, self.n_samples, self.held_out = every_n_steps, n_samples, held_out
+        self.attribute = checks.optional(checks.text, "attribute", attribute)
+        self.info_key = checks.optional(checks.text, "info_key", info_key)
+        self.function = checks.optional(checks.function, "function", function)
+        self.names = checks.optional(checks.texts, "names", names)
+        self.every_n_steps = checks.whole_number("every_n_steps", every_n_steps)
+        self.n_samples = checks.whole_number("n_samples", n_samples)
+        self.held_out = checks.number("held_out", held_out, above=0, below=1)
         # Observation, what was read, and the number of the episode
-        self._samples: deque[tuple[dict[str, Any], np.ndarray, int]] = deque(maxlen=n_samples)
+        self._samples: deque[tuple[dict[str, Any], np.ndarray, int]] = deque(maxlen=self.n_samples)
         self._n_episodes = 0
         self._episode_of_env = np.zeros(0, dtype=np.int64)
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.diagnostics.noise import FeatureNoise, feature_noise, named_features
 from sb3_jepa.saving import reading
@@ -30,8 +31,8 @@ def replay_pairs(buffer: ReplayBuffer, horizon: int = 1, max_samples: int | None
     :return: Two arrays ``(samples, *observation shape)``, or dictionaries of such
     :raises ValueError: If ``horizon`` is less than 1
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    horizon = checks.whole_number("horizon", horizon)
+    max_samples = checks.optional(checks.whole_number, "max_samples", max_samples)
     rows = np.arange(buffer.size())
     if buffer.full:
         # From the oldest on. To save memory it has been overwritten, by what followed on the newest
@@ -94,8 +95,9 @@ def noise_diagnostic(
     :raises ValueError: If ``buffer`` is none of these or a broken file, holds fewer than two pairs, or an argument does
         not fit it
     """
-    if max_samples is not None and max_samples < 2:
-        raise ValueError(f"max_samples must be at least 2, got {max_samples}")
+    max_samples = checks.optional(checks.whole_number, "max_samples", max_samples, least=2)
+    components, horizon = checks.whole_number("components", components), checks.whole_number("horizon", horizon)
+    env = checks.optional(checks.instance, "env", env, cls=VecNormalize)
     if isinstance(buffer, ReplayBuffer):
         if max_samples is None:
             n_numbers = sum(int(np.prod(array.shape[2:])) for array in by_key(buffer.observations).values())
@@ -127,7 +129,7 @@ def _data_set_pairs(data: Any) -> list[dict[str, np.ndarray]]:
             data = dict(file)
     if not isinstance(data, Mapping):
         raise ValueError(
-            f"buffer must be a ReplayBuffer, a mapping, or the path of an .npz file, got {type(data).__name__}. "
+            f"`buffer` must be a ReplayBuffer, a mapping, or the path of an .npz file, got {data!r}. "
             "A rollout buffer does not know what came next"
         )
     missing = [key for key in ("observations", "next_observations") if key not in data]

@@ -1,10 +1,8 @@
 """Actor-critic policy that learns a JEPA objective in the same backward pass."""
 
-import io
-import pathlib
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -14,6 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.actions import encode_actions, without_graph
 from sb3_jepa.buffers import Transitions, by_key, unkeyed
 from sb3_jepa.callers import check_algorithm, steps_for_grad_scaler
@@ -21,23 +20,12 @@ from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.extractors import JepaExtractor, preprocess, takes_nan
 from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import attach_loss
-from sb3_jepa.parts.ranks import rank
-from sb3_jepa.saving import find_misfits, in_memory, replace_when_complete, warn_if_not_finite
+from sb3_jepa.parts.divergence import check_gradients
+from sb3_jepa.policy_files import PolicyFiles
 from sb3_jepa.teachers import describe_teacher, make_teacher
 
-HOW_TO_FIT = (
-    "Build the model with the `policy_kwargs` that they are of. If a file is of a version of sb3_jepa with other "
-    "defaults, say these: `PPO.load(path, custom_objects=dict(policy_kwargs=dict(features_extractor_kwargs=dict("
-    "patch_size=8))))`, for example, with all other `policy_kwargs` that the model had"
-)
 
-if TYPE_CHECKING:
-    _Base = ActorCriticPolicy
-else:
-    _Base = object
-
-
-class JointPolicy(_Base):
+class JointPolicy(PolicyFiles):
     """
     Makes an actor-critic policy learn a JEPA objective too: by default *JEPA for RL* (arXiv 2504.16591), the class
     token of a transformer that predicts its own future. The objective's loss is attached to the features, so that the
@@ -101,26 +89,27 @@ class JointPolicy(_Base):
         **kwargs: Any,
     ):
         check_algorithm()
-        if objective_for not in ("actor", "critic", "both"):
-            raise ValueError(f'`objective_for` must be "actor", "critic" or "both", got {objective_for!r}')
+        objective_for = checks.choice("objective_for", objective_for, ("actor", "critic", "both"))
+        share_features_extractor = checks.flag("share_features_extractor", share_features_extractor)
+        normalize_images = checks.flag("normalize_images", normalize_images)
+        checks.subclass("features_extractor_class", features_extractor_class, BaseFeaturesExtractor)
+        features_extractor_kwargs = checks.keyword_arguments("features_extractor_kwargs", features_extractor_kwargs)
+        checks.subclass("optimizer_class", optimizer_class, th.optim.Optimizer)
+        optimizer_kwargs = checks.keyword_arguments("optimizer_kwargs", optimizer_kwargs)
         if share_features_extractor and objective_for != "both":
             raise ValueError(
                 f"`objective_for={objective_for!r}` needs `share_features_extractor=False`: actor and critic share one "
                 "encoder"
             )
         self.objective_for = objective_for
-        self.objective_class = objective_class
-        self.objective_kwargs = describe_teacher(objective_kwargs)
-        self.rl_gradient = rl_gradient
-        self.encoder_lr_factor = encoder_lr_factor
-        # A schedule that goes wrong should do so now and not in the middle of the training
-        for progress_remaining in (0.0, 0.5, 1.0):
-            self._current_lr_factor = self._encoder_lr_factor_at(progress_remaining)
-        features_extractor_kwargs = dict(features_extractor_kwargs or {})
+        self.objective_class = checks.subclass("objective_class", objective_class, Objective)
+        self.objective_kwargs = describe_teacher(checks.keyword_arguments("objective_kwargs", objective_kwargs))
+        self.rl_gradient = checks.flag("rl_gradient", rl_gradient)
+        self.encoder_lr_factor = checks.schedule("encoder_lr_factor", encoder_lr_factor, least=0)
+        self._current_lr_factor = self._encoder_lr_factor_at(1.0)
         # As Stable-Baselines3 does for its own CNN
         if not normalize_images and issubclass(features_extractor_class, JepaExtractor):
             features_extractor_kwargs["normalized_image"] = True
-        optimizer_kwargs = dict(optimizer_kwargs or {})
         if optimizer_class is th.optim.Adam:
             optimizer_kwargs.setdefault("eps", 1e-5)
             optimizer_kwargs.setdefault("fused", not optimizer_kwargs.get("foreach"))
@@ -195,6 +184,7 @@ class JointPolicy(_Base):
         self._hooked_optimizer = self.optimizer
         self.optimizer.register_step_pre_hook(lambda *_: self._check_loss_attached())
         self.optimizer.register_step_pre_hook(lambda *_: self._scale_encoder_learning_rate())
+        self.optimizer.register_step_pre_hook(lambda *_: self._check_gradients())
         self.optimizer.register_step_post_hook(lambda *_: self._update_targets())
 
     def _update_targets(self) -> None:
@@ -210,14 +200,7 @@ class JointPolicy(_Base):
         self._register_optimizer_hooks()
 
     def _encoder_lr_factor_at(self, progress_remaining: float) -> float:
-        factor = self.encoder_lr_factor
-        factor = float(factor(progress_remaining) if callable(factor) else factor)
-        if not 0.0 <= factor < float("inf"):
-            raise ValueError(
-                f"`encoder_lr_factor` must be finite and not negative, got {factor} at "
-                f"progress_remaining={progress_remaining}"
-            )
-        return factor
+        return checks.scheduled("encoder_lr_factor", self.encoder_lr_factor, progress_remaining, least=0)
 
     def update_schedules(self, progress_remaining: float) -> None:
         """
@@ -236,6 +219,12 @@ class JointPolicy(_Base):
             # None, if somebody has given the policy another optimiser
             if group.get("name") == "encoder":
                 group["lr"] = self._current_lr_factor * others["lr"]
+
+    def _check_gradients(self) -> None:
+        # A GradScaler leaves out the steps whose gradients are not finite by itself
+        if self.loss_scale is None:
+            groups = self.optimizer.param_groups
+            check_gradients((p for group in groups for p in group["params"]), groups[0]["lr"])
 
     def _check_loss_attached(self) -> None:
         if not self._loss_attached:
@@ -367,44 +356,6 @@ class JointPolicy(_Base):
             objective_for=self.objective_for,
         )
         return data
-
-    def save(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:  # type: ignore[override]
-        """
-        Save model to a given location. If that fails, an older file stays as it was. On several ranks, only the first
-        one writes files.
-
-        :param path: Where to save
-        """
-        if rank() > 0 and isinstance(path, (str, pathlib.Path)):
-            return
-        warn_if_not_finite(self.state_dict(), "The policy")
-        # Stable-Baselines3 says that it takes a path, and takes an open file too
-        content = in_memory(lambda file: super(JointPolicy, self).save(file))  # type: ignore[arg-type]
-        if not isinstance(path, (str, pathlib.Path)):
-            path.write(content)
-            return
-        with replace_when_complete(path) as unfinished:
-            unfinished.write_bytes(content)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """
-        Copy parameters and buffers from a state dict.
-
-        :param state_dict: As of :meth:`state_dict`
-        :param strict: Whether the keys must be those of this policy
-        :param assign: See ``torch.nn.Module.load_state_dict``
-        :raises ValueError: If strict and keys are missing or unknown (Stable-Baselines3 takes PyTorch's own error for
-            the sign of a file older than its 1.7.0, and then goes on with whatever fits); or if a tensor has another
-            shape
-        """
-        own = self.state_dict()
-        if not strict:
-            state_dict = {name: value for name, value in state_dict.items() if name in own}
-            own = {name: own[name] for name in state_dict}
-        misfits = find_misfits(state_dict, own, "there", "here")
-        if misfits:
-            raise ValueError(f"These are the parameters of another policy: {'; '.join(misfits)}. {HOW_TO_FIT}")
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
 class JepaPolicy(JointPolicy, ActorCriticPolicy):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch as th
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.diagnostics import (
     Trajectory,
@@ -43,8 +44,7 @@ class Portrait:
     def __init__(self, latent_model: LatentModel, episodes: list[Episode], horizon: int = 10):
         if not episodes:
             raise ValueError("`episodes` must hold at least one, got none")
-        if horizon <= 0:
-            raise ValueError(f"`horizon` must be positive, got {horizon}")
+        horizon = checks.whole_number("horizon", horizon)
         self.latent_model, self.episodes, self.horizon = latent_model, episodes, horizon
         lengths = [len(episode.actions) + 1 for episode in episodes]
         self.observations = concatenate([episode.observations for episode in episodes])

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.preprocessing import get_obs_shape
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.frames import FrameStacks, has_frames
 
@@ -38,7 +39,7 @@ class SharedFrames(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
     ):
-        if optimize_memory_usage:
+        if checks.flag("optimize_memory_usage", optimize_memory_usage):
             raise ValueError(
                 f"{type(self).__name__} stores next observations once by itself, and forgets none: "
                 "`optimize_memory_usage` must be False, got True"

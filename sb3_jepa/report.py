@@ -9,12 +9,13 @@ import html
 import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_jepa import checks
 from sb3_jepa.diagnostics import area_under_curve, pictures
 from sb3_jepa.envs import state_names
 from sb3_jepa.episodes import play_episodes
@@ -95,8 +96,11 @@ def write_report(
     :raises ValueError: If the model has no encoder, or a number is not positive
     :raises ImportError: If Matplotlib is not installed
     """
-    if n_steps <= 0:
-        raise ValueError(f"`n_steps` must be positive, got {n_steps}")
+    env, out = checks.instance("env", env, VecEnv), checks.path("out", out)
+    n_steps, horizon = checks.whole_number("n_steps", n_steps), checks.whole_number("horizon", horizon)
+    read, names = checks.optional(checks.function, "read", read), checks.optional(checks.texts, "names", names)
+    title = checks.text("title", title, may_be_empty=True)
+    curves = _check_curves(curves)
     # Objects now, if Matplotlib is not installed
     pictures.new_figure(1, 1, "")
     latent_model = LatentModel(model)
@@ -107,7 +111,7 @@ def write_report(
     shown = {
         name: pictures.curve_figure(*curve, name)
         for end in CURVES
-        for name, curve in (curves or {}).items()
+        for name, curve in curves.items()
         if _ends(name, end)
     }
     captions = {name: text for name in shown for end, text in CURVES.items() if _ends(name, end)}
@@ -121,6 +125,12 @@ def write_report(
     )
     with replace_when_complete(out) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
+
+
+def _check_curves(curves: Any) -> dict[str, Curve]:
+    if not isinstance(curves, (Mapping, type(None))):
+        checks.refuse("curves", "a dictionary of curves, time steps and values by name, or None", curves)
+    return dict(curves or {})
 
 
 def _ends(name: str, end: str) -> bool:

@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces, check_shape
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.encoders import n_inputs_to_measure
 from sb3_jepa.latent_model import LatentModel
@@ -113,18 +114,13 @@ class VecSurprise(VecEnvWrapper):
         gamma: float = 0.99,
         epsilon: float = 1e-8,
     ):
-        if not isinstance(venv, VecEnv):
-            raise ValueError(f"`venv` must be a VecEnv, such as make_vec_env makes, got {type(venv).__name__}")
-        if not 0 <= reward_coef < float("inf"):
-            raise ValueError(f"`reward_coef` must be finite and not negative, got {reward_coef}")
-        if not clip > 0:
-            raise ValueError(f"`clip` must be positive, got {clip}")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"`gamma` must lie in [0, 1], got {gamma}")
-        VecEnvWrapper.__init__(self, venv)
-        self.reward_coef, self.encoder = reward_coef, encoder
-        self.training, self.norm = training, norm
-        self.clip, self.gamma, self.epsilon = clip, gamma, epsilon
+        VecEnvWrapper.__init__(self, checks.instance("venv", venv, VecEnv))
+        self.reward_coef = checks.number("reward_coef", reward_coef, least=0)
+        self.encoder = checks.optional(checks.text, "encoder", encoder)
+        self.training, self.norm = checks.flag("training", training), checks.flag("norm", norm)
+        self.clip = checks.number("clip", clip, above=0)
+        self.gamma = checks.number("gamma", gamma, least=0, most=1)
+        self.epsilon = checks.number("epsilon", epsilon, above=0)
         self.return_rms = RunningMeanStd(shape=())
         self._begin()
 

@@ -130,7 +130,9 @@ def test_a_second_training_counts_from_where_it_begins(monkeypatch):
 @pytest.mark.parametrize("callback", [PictureCallback, lambda **kwargs: ProbeCallback("state", **kwargs)])
 def test_arguments_of_both(callback):
     for number in (0, -1):
-        with pytest.raises(ValueError, match=f"`every_n_rollouts` must be positive, got {number}"):
+        with pytest.raises(
+            ValueError, match=f"`every_n_rollouts` must be a positive whole number, or None, got {number}"
+        ):
             callback(every_n_rollouts=number)
     model = PPO("JepaPolicy", "CartPole-v1", policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     with pytest.raises(ValueError, match=r"\['shared'\], got \['critic'\]"):
@@ -373,7 +375,7 @@ def test_patches_are_as_large_as_they_are(tmp_path, monkeypatch):
 
 def test_arguments_of_pictures():
     for name in ("horizon", "max_steps"):
-        with pytest.raises(ValueError, match=f"`{name}` must be positive, got 0"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a positive whole number, got 0"):
             PictureCallback(**{name: 0})
 
 

@@ -194,7 +194,7 @@ def test_a_failure_leaves_the_old_page(page, run, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="`names` must be as many as the 4 variables"):
         write_report(model, env, page, n_steps=200, read=lambda venv: np.array(venv.get_attr("state")), names=["x"])
     assert page.read_text() == old
-    with pytest.raises(ValueError, match="`horizon` must be positive"):
+    with pytest.raises(ValueError, match="`horizon` must be a positive whole number"):
         write_report(model, env, page, n_steps=50, horizon=0)
     assert page.read_text() == old
 

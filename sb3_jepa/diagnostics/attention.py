@@ -6,6 +6,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.parts import DictTokenizer, StandardizedPatchTokenizer, TransformerEncoder
 
 
@@ -21,7 +22,7 @@ def attention_maps(encoder: TransformerEncoder, observations: Any) -> dict[str, 
         the class token gives to itself, they sum to one. Places without a token have no attention: zero.
     :raises ValueError: If the encoder has no class token
     """
-    if encoder.class_tokens == 0:
+    if checks.instance("encoder", encoder, TransformerEncoder).class_tokens == 0:
         raise ValueError("The attention of the class token was asked for, and the encoder has none: `class_tokens=0`")
     weights: list[th.Tensor] = []
     attention = encoder.blocks[-1].attention

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch as th
 from torch.nn import functional as F
 
+from sb3_jepa import checks
+
 
 def spectrum(embeddings: th.Tensor) -> th.Tensor:
     """
@@ -29,6 +31,7 @@ def principal_components(embeddings: th.Tensor, n_components: int = 3) -> tuple[
     :param n_components: Number of directions; what the embeddings do not have is zero
     :return: ``(samples, n_components)``, centred, and the share of the variance that each has, ``(n_components,)``
     """
+    n_components = checks.whole_number("n_components", n_components)
     centered = embeddings - embeddings.mean(dim=0)
     _, singular_values, directions = th.linalg.svd(centered, full_matrices=False)
     # The sign of a direction is arbitrary: pictures of two rounds should not differ by it
@@ -81,8 +84,10 @@ def unrolled_errors(
     :return: Errors of the predictor and of the copy
     :raises ValueError: If the horizon is not positive, or there is not a single step
     """
-    if horizon <= 0:
-        raise ValueError(f"`horizon` must be positive, got {horizon}")
+    predict, horizon = checks.function("predict", predict), checks.whole_number("horizon", horizon)
+    is_sequence = isinstance(trajectories, Sequence)
+    if not is_sequence or not all(isinstance(trajectory, Trajectory) for trajectory in trajectories):
+        checks.refuse("trajectories", "a list of Trajectory", trajectories)
     horizon = min(horizon, max((len(trajectory.actions) for trajectory in trajectories), default=0))
     if horizon == 0:
         raise ValueError("`trajectories` must hold an episode of at least one step")

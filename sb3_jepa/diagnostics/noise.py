@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from sb3_jepa import checks
 from sb3_jepa.parts.random_numbers import isolated_random_numbers
 
 # Observations of more features than this, such as images, are seen through their principal components
 MAX_FEATURES = 64
+# Layers of a linear encoder whose learning times can still be told apart
+MAX_DEPTH = 1000
 # A JEPA skips what takes it longer, by this factor, than something that reconstruction learns later
 MARGIN = 1.25
 # Below this share of the largest, the variance of a direction is rounding error
@@ -44,10 +47,8 @@ def jepa_learning_times(lambda_: np.ndarray, rho: np.ndarray, depth: int = 4, sc
     :return: ``(features,)``, infinite where ``lambda_`` is not positive: that is never learned
     :raises ValueError: If ``depth`` is less than 1, or ``scale`` is not between 0 and 1
     """
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
-    if not 0.0 < scale < 1.0:
-        raise ValueError(f"scale must be between 0 and 1, got {scale}")
+    depth = checks.whole_number("depth", depth, most=MAX_DEPTH)
+    scale = checks.number("scale", scale, above=0, below=1)
     lambda_, rho = np.asarray(lambda_, np.float64), np.asarray(rho, np.float64)
     times = np.full(lambda_.shape, np.inf)
     is_learned = (lambda_ > 0.0) & (rho > 0.0)
@@ -153,8 +154,6 @@ def principal_components(
     :return: Two arrays ``(samples, components)``
     :raises ValueError: If ``components`` is less than 1
     """
-    if components < 1:
-        raise ValueError(f"components must be at least 1, got {components}")
     if (observations == observations[0]).all():
         # Nothing varies, and of rounding errors there would be components, too
         return np.zeros((len(observations), 1)), np.zeros((len(observations), 1))
@@ -200,6 +199,7 @@ def feature_noise(
     :raises ValueError: If the shapes differ, there are fewer than 2 samples or no features, a number is NaN or
         infinite, there are not as many names as features, or ``components`` or ``depth`` is less than 1
     """
+    depth = checks.whole_number("depth", depth, most=MAX_DEPTH)
     x, y, names = named_features(observations, next_observations, names, components)
     x, y = x.astype(np.float64), y.astype(np.float64)
     is_constant = np.ptp(x, axis=0) == 0.0
@@ -238,8 +238,8 @@ def named_features(
     :return: Two arrays ``(samples, features)`` and the names of the features
     :raises ValueError: As there
     """
-    if components is not None and components < 1:
-        raise ValueError(f"components must be at least 1, or None to keep every feature, got {components}")
+    components = checks.optional(checks.whole_number, "components", components)
+    names = checks.optional(checks.texts, "names", names)
     views = []
     for name, view in (("observations", observations), ("next_observations", next_observations)):
         array = view.detach().cpu().numpy() if isinstance(view, th.Tensor) else np.asarray(view)
@@ -258,9 +258,11 @@ def named_features(
         if components is not None and x.shape[1] > MAX_FEATURES:
             (x, y), prefix = principal_components(x, y, components), f"{prefix}.component"
         return x, y, [f"{prefix}[{i}]" for i in range(x.shape[1])]
-    if isinstance(names, str) or len(names) != x.shape[1]:
-        raise ValueError(f"names must be a list of {x.shape[1]} names, one for each feature of {prefix}, got {names!r}")
-    return x, y, list(names)
+    if len(names) != x.shape[1]:
+        raise ValueError(
+            f"`names` must be a list of {x.shape[1]} names, one for each feature of {prefix}, got {names!r}"
+        )
+    return x, y, names
 
 
 def _off_diagonal(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:

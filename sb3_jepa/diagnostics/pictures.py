@@ -41,8 +41,13 @@ def new_figure(width: float, height: float, title: str, verdict: Verdict | None 
     colour = "black"
     if verdict is not None:
         title, colour = f"{verdict.label.upper()}: {title}", COLOURS[verdict.label]
-    figure.suptitle(title, color=colour, fontsize=9.5, fontweight="bold")
+    figure.suptitle(_plain(title), color=colour, fontsize=9.5, fontweight="bold")
     return figure
+
+
+def _plain(text: str) -> str:
+    """A name as it is: between two dollars, Matplotlib would look for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _new_axes(title: str, verdict: Verdict | None = None, height: float = HEIGHT) -> "tuple[Figure, Axes]":
@@ -234,7 +239,7 @@ def attention_bars(weights: Mapping[str, np.ndarray], title: str, verdict: Verdi
     :param verdict: On the encoder
     :return: Figure
     """
-    names = [f"{key}[{index}]" for key, array in weights.items() for index in range(array.shape[1])]
+    names = [_plain(f"{key}[{index}]") for key, array in weights.items() for index in range(array.shape[1])]
     values = np.concatenate([array.T for array in weights.values()])
     figure, axes = _new_axes(title, verdict)
     places = np.arange(len(names))
@@ -242,7 +247,7 @@ def attention_bars(weights: Mapping[str, np.ndarray], title: str, verdict: Verdi
     if len(names) <= 16:
         axes.set_xticks(places, names, rotation=90, fontsize=SMALL)
     else:
-        axes.set_xlabel(f"number ({', '.join(weights) or 'of the vector'})", fontsize=SMALL)
+        axes.set_xlabel(f"number ({_plain(', '.join(weights)) or 'of the vector'})", fontsize=SMALL)
     axes.set_ylabel("attention", fontsize=SMALL)
     return figure
 
@@ -314,7 +319,7 @@ def probe_figure(r2: Mapping[str, float]) -> "Figure":
     """
     height = max(HEIGHT, 0.8 + 0.25 * len(r2))
     figure, axes = _new_axes("R² of linear probes, held-out episodes", height=height)
-    bars = axes.barh(list(r2), [max(0.0, value) for value in r2.values()], color="#4477aa")
+    bars = axes.barh([_plain(name) for name in r2], [max(0.0, value) for value in r2.values()], color="#4477aa")
     axes.bar_label(bars, [f"{value:.2f}" for value in r2.values()], padding=3, fontsize=SMALL)
     axes.set_xlim(0.0, 1.1)
     axes.invert_yaxis()

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sb3_jepa import checks
+
 # On fewer than these, nothing is worth saying
 MIN_EPISODES = 4
 
@@ -20,6 +22,7 @@ def ridge_predictions(
     :param penalty: Ridge penalty, per row and for inputs of unit variance
     :return: Predictions of the rows that are held out, ``(held-out rows, variables)``
     """
+    penalty = checks.number("penalty", penalty, least=0)
     is_fitted = ~is_held_out
     inputs = (inputs - inputs[is_fitted].mean(axis=0)) / (inputs[is_fitted].std(axis=0) + 1e-12)
     mean = targets[is_fitted].mean(axis=0)
@@ -89,6 +92,8 @@ def probe_episodes(
     :return: R² of each variable that varies, see :func:`probe_r2`; empty if there are fewer than four episodes
     :raises ValueError: If there are more or fewer variables than names
     """
+    held_out = checks.number("held_out", held_out, above=0, below=1)
+    names = checks.optional(checks.texts, "names", names)
     names = [str(number) for number in range(values.shape[1])] if names is None else names
     if len(names) != values.shape[1]:
         raise ValueError(f"`names` must be as many as the {values.shape[1]} variables, got {list(names)}")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch as th
 from torch.nn import functional as F
 
+from sb3_jepa import checks
+
 
 @th.no_grad()
 def similarity_gap(tokens: th.Tensor, regions: th.Tensor, grid: Sequence[int]) -> th.Tensor:
@@ -25,9 +27,10 @@ def similarity_gap(tokens: th.Tensor, regions: th.Tensor, grid: Sequence[int]) -
             "tokens must have shape (batch, tokens, dim) and regions (batch, tokens), "
             f"got {tuple(tokens.shape)} and {tuple(regions.shape)}"
         )
+    grid = checks.sizes("grid", grid)
     if math.prod(grid) != tokens.shape[1]:
-        raise ValueError(f"grid must have as many places as there are tokens, {tokens.shape[1]}, got {tuple(grid)}")
-    tokens, regions = tokens.unflatten(1, tuple(grid)), regions.unflatten(1, tuple(grid))
+        raise ValueError(f"`grid` must have as many places as there are tokens, {tokens.shape[1]}, got {grid}")
+    tokens, regions = tokens.unflatten(1, grid), regions.unflatten(1, grid)
     cosines, is_within = [], []
     for axis, size in enumerate(grid, start=1):
         one, other = (tokens.narrow(axis, start, size - 1) for start in (0, 1))

@@ -8,7 +8,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_jepa.objectives.objective import Momentum, Objective
+from sb3_jepa import checks
+from sb3_jepa.objectives.objective import Momentum, Objective, check_momentum
 from sb3_jepa.objectives.output import ObjectiveInput
 from sb3_jepa.parts.masks import BlockMasks, SubsetMasks
 from sb3_jepa.parts.predictors import MaskedPredictor
@@ -16,7 +17,7 @@ from sb3_jepa.parts.ranks import join_batches
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
 from sb3_jepa.parts.token_selection import take_places
 from sb3_jepa.parts.tokenizers import StandardizedPatchTokenizer, n_inputs
-from sb3_jepa.parts.transformer import TransformerEncoder
+from sb3_jepa.parts.transformer import TransformerEncoder, check_heads
 
 LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
 TARGETS = ("momentum", "frozen", "input")
@@ -90,15 +91,22 @@ class MaskedPrediction(Objective):
         deviation_coef: float = 0.0,
         covariance_coef: float = 0.0,
     ):
-        if target not in TARGETS:
-            raise ValueError(f"`target` must be one of {TARGETS}, got {target!r}")
+        target = checks.choice("target", target, TARGETS)
+        prediction_loss = checks.choice("prediction_loss", prediction_loss, LOSSES)
+        normalize_targets = checks.flag("normalize_targets", normalize_targets)
+        target_transform_kwargs = checks.keyword_arguments("target_transform_kwargs", target_transform_kwargs)
+        checks.optional(checks.subclass, "target_transform_class", target_transform_class, cls=nn.Module)
+        checks.optional(checks.instance, "teacher", teacher, cls=nn.Module)
+        # Also where it has no effect
+        check_momentum(momentum)
+        predictor_dim = checks.whole_number("predictor_dim", predictor_dim)
+        predictor_depth = checks.whole_number("predictor_depth", predictor_depth)
+        predictor_heads = check_heads(predictor_heads, "predictor_dim", predictor_dim, "predictor_heads")
         if (teacher is not None) != (target == "frozen"):
             raise ValueError(
                 '`target="frozen"` needs an encoder as `teacher`, and no other target takes one, got '
                 f"target={target!r} and teacher={type(teacher).__name__}"
             )
-        if prediction_loss not in LOSSES:
-            raise ValueError(f"`prediction_loss` must be one of {tuple(LOSSES)}, got {prediction_loss!r}")
         if target == "input" and (target_transform_class is not None or normalize_targets):
             raise ValueError(
                 "`target_transform_class` and `normalize_targets` are for the tokens of an encoder, and "
@@ -106,7 +114,7 @@ class MaskedPrediction(Objective):
             )
         if target_transform_class is None and target_transform_kwargs:
             raise ValueError(
-                f"`target_transform_kwargs` need a `target_transform_class`, got {dict(target_transform_kwargs)} alone"
+                f"`target_transform_kwargs` need a `target_transform_class`, got {target_transform_kwargs} alone"
             )
         transformer = _transformer(encoder)
         target_encoder, target_dim = None, transformer.embed_dim
@@ -130,7 +138,7 @@ class MaskedPrediction(Objective):
         shape, has_patches = transformer.token_shape, is_of_patches(encoder)
         # Blocks span frames. Where a frame is one patch, only frames can be hidden
         grid = shape[:1] if shape[1:] == (1, 1) else shape
-        families = [mask_kwargs] if isinstance(mask_kwargs, Mapping) else list(mask_kwargs) or [{}]
+        families = _mask_families(mask_kwargs)
         masks_class = BlockMasks if has_patches else SubsetMasks
         self.masks = [masks_class(grid, **kwargs) for kwargs in families]
         has_input = None
@@ -145,7 +153,7 @@ class MaskedPrediction(Objective):
         if target_transform_class is not None:
             if not has_patches:
                 raise ValueError(f"`target_transform_class` needs the patches of an image, got tokens {shape}")
-            self._make_target_transform(target_transform_class, shape, target_dim, target_transform_kwargs or {})
+            self._make_target_transform(target_transform_class, shape, target_dim, target_transform_kwargs)
         self.predictor = MaskedPredictor(
             shape, transformer.embed_dim, target_dim, predictor_dim, predictor_depth, predictor_heads
         )
@@ -239,6 +247,14 @@ class MaskedPrediction(Objective):
             present = ~missing[..., None]
             weights = present.float() if weights is None else weights * present
         return weights
+
+
+def _mask_families(mask_kwargs: Any) -> list[dict[str, Any]]:
+    """The keyword arguments of each family of masks, at least of one."""
+    if not isinstance(mask_kwargs, (list, tuple)):
+        return [checks.keyword_arguments("mask_kwargs", mask_kwargs)]
+    families = [checks.keyword_arguments(f"mask_kwargs[{index}]", one) for index, one in enumerate(mask_kwargs)]
+    return families or [{}]
 
 
 def is_of_patches(encoder: nn.Module) -> bool:

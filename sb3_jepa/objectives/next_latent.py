@@ -3,6 +3,7 @@
 import torch as th
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.objectives.objective import Momentum, Objective
 from sb3_jepa.objectives.output import ObjectiveInput
 from sb3_jepa.parts.losses import prediction_loss
@@ -55,12 +56,11 @@ class NextLatentPrediction(Objective):
         predictor_gain: float | None = None,
         target_refresh: str = "step",
     ):
-        if target_refresh not in ("step", "epoch", "rollout"):
-            raise ValueError(f'`target_refresh` must be "step", "epoch" or "rollout", got {target_refresh!r}')
         super().__init__(
             encoder, embed_dim, action_dim, momentum, prediction_coef, variance_coef, deviation_coef, covariance_coef
         )
-        self.target_refresh = target_refresh
+        self.target_refresh = checks.choice("target_refresh", target_refresh, ("step", "epoch", "rollout"))
+        predictor_gain = checks.optional(checks.number, "predictor_gain", predictor_gain, above=0)
         self.predictor = ActionConditionedPredictor(embed_dim, action_dim, hidden_dim, predictor_gain)
 
     def predict(self, batch: ObjectiveInput) -> tuple[th.Tensor, th.Tensor, th.Tensor, dict[str, th.Tensor]]:

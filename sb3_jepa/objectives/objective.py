@@ -1,10 +1,12 @@
 """What all objectives share: a target encoder that follows, and the terms that keep an embedding from collapsing."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch as th
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.objectives.output import ObjectiveInput, ObjectiveOutput
 from sb3_jepa.parts.losses import covariance_loss, deviation_loss, embedding_variance, variance_loss
 from sb3_jepa.parts.ranks import join_batches
@@ -53,25 +55,19 @@ class Objective(nn.Module):
         target_encoder: TargetEncoder | None = None,
     ):
         super().__init__()
-        for name, coefficient in dict(
-            prediction_coef=prediction_coef,
-            variance_coef=variance_coef,
-            deviation_coef=deviation_coef,
-            covariance_coef=covariance_coef,
-        ).items():
-            if not 0 <= coefficient < float("inf"):
-                raise ValueError(f"`{name}` must be finite and not negative, got {coefficient}")
-        if isinstance(momentum, Sequence) and len(momentum) != 2:
-            raise ValueError(f"`momentum` must be a number, a pair or a schedule, got {momentum}")
+        checks.instance("encoder", encoder, nn.Module)
+        checks.whole_number("embed_dim", embed_dim)
+        checks.whole_number("action_dim", action_dim, 0)
+        self.prediction_coef = checks.number("prediction_coef", prediction_coef, least=0)
+        self.variance_coef = checks.number("variance_coef", variance_coef, least=0)
+        self.deviation_coef = checks.number("deviation_coef", deviation_coef, least=0)
+        self.covariance_coef = checks.number("covariance_coef", covariance_coef, least=0)
+        check_momentum(momentum)
         self.momentum_schedule = momentum
-        # A schedule that goes wrong should do so now and not in the middle of the training
-        for progress_remaining in (0.0, 0.5, 1.0):
-            self.update_momentum(progress_remaining)
-        self.prediction_coef = prediction_coef
-        self.variance_coef = variance_coef
-        self.deviation_coef = deviation_coef
-        self.covariance_coef = covariance_coef
-        self.target_encoder = MomentumEncoder(encoder) if target_encoder is None else target_encoder
+        self.update_momentum(1.0)
+        self.target_encoder = checks.optional(
+            checks.instance, "target_encoder", target_encoder, cls=TargetEncoder
+        ) or MomentumEncoder(encoder)
 
     def update_momentum(self, progress_remaining: float) -> None:
         """
@@ -79,17 +75,7 @@ class Objective(nn.Module):
 
         :param progress_remaining: Remaining progress of the training, from 1 to 0
         """
-        momentum, where = self.momentum_schedule, f" at progress_remaining={progress_remaining}"
-        if callable(momentum):
-            value = float(momentum(progress_remaining))
-        elif isinstance(momentum, Sequence):
-            start, end = momentum
-            value = end + (start - end) * progress_remaining
-        else:
-            value, where = float(momentum), ""
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"`momentum` must lie in [0, 1], got {value}{where}")
-        self.momentum = value
+        self.momentum = _momentum_at(self.momentum_schedule, progress_remaining)
 
     def update_target(self, encoder: nn.Module) -> None:
         """
@@ -147,3 +133,23 @@ class Objective(nn.Module):
             loss = loss + self.prediction_coef * terms["prediction_loss"]
         terms = {name: term.detach() for name, term in terms.items()}
         return ObjectiveOutput(loss, terms, prediction, target, batch.valid)
+
+
+def _momentum_at(momentum: Any, progress_remaining: float) -> float:
+    if isinstance(momentum, (tuple, list)) and len(momentum) == 2:
+        start, end = (checks.number(f"momentum[{index}]", momentum[index], 0, 1) for index in range(2))
+        momentum = end + (start - end) * progress_remaining
+    return checks.scheduled(
+        "momentum", momentum, progress_remaining, also="a pair of them, or a schedule", least=0, most=1
+    )
+
+
+def check_momentum(momentum: Momentum) -> None:
+    """
+    Look at a momentum before the training: a schedule that goes wrong should do so now and not in the middle.
+
+    :param momentum: As of :class:`Objective`
+    :raises ValueError: If it leaves [0, 1]
+    """
+    for progress_remaining in (0.0, 0.5, 1.0):
+        _momentum_at(momentum, progress_remaining)

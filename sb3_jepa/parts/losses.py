@@ -6,6 +6,8 @@ from typing import Any
 import torch as th
 from torch.nn import functional as F
 
+from sb3_jepa import checks
+
 
 def prediction_loss(prediction: th.Tensor, target: th.Tensor, valid: th.Tensor | None = None) -> th.Tensor:
     r"""
@@ -67,6 +69,7 @@ def deviation_loss(embedding: th.Tensor, epsilon: float = 1e-4) -> th.Tensor:
     :param epsilon: Keeps the gradient finite where a dimension does not vary at all
     :return: Scalar in [0, 1]
     """
+    epsilon = checks.number("epsilon", epsilon, least=0)
     return F.relu(1.0 - (embedding.var(dim=0, correction=0) + epsilon).sqrt()).mean()
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch as th
 
+from sb3_jepa import checks
+
 # How often blocks get new positions, where they leave too little to the context
 MAX_REDRAWS = 10
 # How often they get a new size, where no positions help. What needs more at first is refused, so that training, which
@@ -45,13 +47,11 @@ class MaskSampler(ABC):
     """
 
     def __init__(self, grid: Sequence[int], n_masks: int):
-        self.grid = tuple(int(side) for side in grid)
+        self.grid = checks.sizes("grid", grid)
         self.n_tokens = prod(self.grid)
-        if min(self.grid, default=0) < 1 or self.n_tokens < 2:
-            raise ValueError(f"`grid` must have positive sides and at least two tokens, got {self.grid}")
-        if n_masks < 1:
-            raise ValueError(f"`n_masks` must be positive, got {n_masks}")
-        self.n_masks = n_masks
+        if self.n_tokens < 2:
+            raise ValueError(f"`grid` must have at least two tokens, got {self.grid}")
+        self.n_masks = checks.whole_number("n_masks", n_masks)
 
     @abstractmethod
     def sample(self, batch_size: int, generator: th.Generator | None = None) -> Masks:
@@ -82,14 +82,14 @@ class SubsetMasks(MaskSampler):
         target_scale: tuple[float, float] = (0.15, 0.6),
     ):
         super().__init__(grid, n_masks)
-        _check_range("context_scale", context_scale)
-        _check_range("target_scale", target_scale)
+        context_scale = checks.pair("context_scale", context_scale, above=0, most=1)
+        target_scale = checks.pair("target_scale", target_scale, above=0, most=1)
         least_context, most_context = (max(1, round(self.n_tokens * share)) for share in context_scale)
         self._least_targets, self._most_targets = (max(1, round(self.n_tokens * share)) for share in target_scale)
         if least_context + self._least_targets > self.n_tokens:
             raise ValueError(
-                f"`context_scale` and `target_scale` must leave room for each other, got {tuple(context_scale)} and "
-                f"{tuple(target_scale)}: at least {least_context} + {self._least_targets} of {self.n_tokens} tokens"
+                f"`context_scale` and `target_scale` must leave room for each other, got {context_scale} and "
+                f"{target_scale}: at least {least_context} + {self._least_targets} of {self.n_tokens} tokens"
             )
         # To draw pairs until one fits is to draw a context as often as there are targets that fit beside it
         self._context_sizes = range(least_context, most_context + 1)
@@ -155,20 +155,14 @@ class BlockMasks(MaskSampler):
         super().__init__(grid, n_masks)
         if len(self.grid) > 3:
             raise ValueError(f"`grid` must have one, two or three sides, got {self.grid}")
-        _check_range("target_scale", target_scale)
-        _check_range("aspect_ratio", aspect_ratio, most=float("inf"))
-        if context_scale is not None:
-            _check_range("context_scale", context_scale)
-        _check_range("frame_scale", frame_scale)
-        if min_context is None:
-            min_context = max(1, self.n_tokens // 6)
-        if min_context < 1:
-            raise ValueError(f"`min_context` must be positive, got {min_context}")
-        self.target_scale, self.aspect_ratio = target_scale, aspect_ratio
-        self.context_scale = None if union else context_scale
-        self.union = union
-        self.frame_scale = frame_scale
-        self.min_context = min_context
+        self.target_scale = checks.pair("target_scale", target_scale, above=0, most=1)
+        self.aspect_ratio = checks.pair("aspect_ratio", aspect_ratio, above=0)
+        self.frame_scale = checks.pair("frame_scale", frame_scale, above=0, most=1)
+        self.union = checks.flag("union", union)
+        context_scale = checks.optional(checks.pair, "context_scale", context_scale, above=0, most=1)
+        self.context_scale = None if self.union else context_scale
+        min_context = checks.optional(checks.whole_number, "min_context", min_context)
+        self.min_context = min_context or max(1, self.n_tokens // 6)
         self._sides = (1,) * (3 - len(self.grid)) + self.grid  # (frames, rows, columns)
         # Whatever is impossible is found now, and without the global random numbers
         self._sample(1, th.Generator().manual_seed(0), MAX_SIZES_AT_FIRST)
@@ -243,13 +237,6 @@ class BlockMasks(MaskSampler):
             inside.append((place >= start) & (place < start + length))
         frames, rows, columns = inside
         return (frames[..., None, None] & rows[..., None, :, None] & columns[..., None, None, :]).flatten(2)
-
-
-def _check_range(name: str, given: Sequence[float], most: float = 1.0) -> None:
-    is_pair = isinstance(given, Sequence) and len(given) == 2
-    if not (is_pair and 0 < given[0] <= given[1] <= most and given[1] < float("inf")):
-        accepted = "" if most == float("inf") else f" and at most {most:g}"
-        raise ValueError(f"`{name}` must be the least and the largest value, above 0{accepted}, got {given!r}")
 
 
 def _between(ends: Sequence[float], chance: float) -> float:

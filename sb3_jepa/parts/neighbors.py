@@ -3,13 +3,12 @@
 import itertools
 import math
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_jepa import checks
 from sb3_jepa.parts.token_selection import take_places
 from sb3_jepa.parts.transformer import Block, check_heads
 
@@ -56,24 +55,19 @@ class NeighborAggregation(nn.Module):
     ):
         super().__init__()
         # With two tokens in a window of three, each token has a neighbour
-        if not all(_is_whole(size) and size >= 1 for size in grid) or math.prod(grid) < 2:
-            raise ValueError(f"`grid` must have positive sizes and at least 2 tokens, got {tuple(grid)}")
-        if not (_is_whole(window) and window >= 3 and window % 2 == 1):
-            raise ValueError(f"`window` must be an odd number of at least 3, got {window!r}")
+        grid, window = checks.sizes("grid", grid), checks.whole_number("window", window, 3)
+        if math.prod(grid) < 2:
+            raise ValueError(f"`grid` must have at least 2 tokens, got {grid}")
+        if window % 2 == 0:
+            raise ValueError(f"`window` must be an odd number, got {window}")
         # Nothing lies beside what an axis of one place has
         axes = [size for size in grid if size > 1]
-        n_around = window ** len(axes) - 1
-        if not (_is_whole(k) and 1 <= k <= n_around):
-            raise ValueError(f"`k` must be a whole number from 1 to {n_around}, the neighbours in a window, got {k!r}")
-        for name, size in dict(embed_dim=embed_dim, num_heads=num_heads).items():
-            if size <= 0:
-                raise ValueError(f"`{name}` must be positive, got {size}")
-        check_heads(num_heads, embed_dim=embed_dim)
-        if aggregation not in AGGREGATIONS:
-            raise ValueError(f"`aggregation` must be one of {AGGREGATIONS}, got {aggregation!r}")
-        if selection not in SELECTIONS:
-            raise ValueError(f"`selection` must be one of {SELECTIONS}, got {selection!r}")
-        self.k, self.aggregation, self.selection = int(k), aggregation, selection
+        # As many neighbours as a window has
+        self.k = checks.whole_number("k", k, 1, window ** len(axes) - 1)
+        embed_dim = checks.whole_number("embed_dim", embed_dim)
+        num_heads = check_heads(num_heads, "embed_dim", embed_dim)
+        self.aggregation = checks.choice("aggregation", aggregation, AGGREGATIONS)
+        self.selection = checks.choice("selection", selection, SELECTIONS)
         places, missing = neighbor_places(axes, window)
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("missing", missing, persistent=False)
@@ -171,7 +165,3 @@ def neighbor_places(grid: Sequence[int], window: int) -> tuple[th.Tensor, th.Ten
     within = around.clamp(min=th.zeros(len(grid), dtype=th.long), max=th.tensor(tuple(grid)) - 1)
     places = th.arange(len(centers)).view(*grid)[within.unbind(dim=-1)]
     return places, (within != around).any(dim=-1)
-
-
-def _is_whole(number: Any) -> bool:
-    return isinstance(number, Integral) and not isinstance(number, bool)

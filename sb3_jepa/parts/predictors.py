@@ -6,7 +6,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_jepa.parts.transformer import Block, check_heads
+from sb3_jepa import checks
+from sb3_jepa.parts.transformer import Block, check_heads, check_mlp_ratio
 
 
 class ActionConditionedPredictor(nn.Module):
@@ -23,15 +24,15 @@ class ActionConditionedPredictor(nn.Module):
     :param hidden_dim: Hidden width
     :param init_gain: Gain of an orthogonal initialisation of the three matrices; ``None`` for that of ``nn.Linear``,
         whose gain is 0.6
-    :raises ValueError: If ``hidden_dim`` or ``init_gain`` is not positive
+    :raises ValueError: If a width or ``init_gain`` is not positive
     """
 
     def __init__(self, embed_dim: int, action_dim: int, hidden_dim: int = 128, init_gain: float | None = None):
         super().__init__()
-        if hidden_dim <= 0:
-            raise ValueError(f"`hidden_dim` must be positive, got {hidden_dim}")
-        if init_gain is not None and not init_gain > 0:
-            raise ValueError(f"`init_gain` must be positive, got {init_gain}")
+        embed_dim = checks.whole_number("embed_dim", embed_dim)
+        action_dim = checks.whole_number("action_dim", action_dim)
+        hidden_dim = checks.whole_number("hidden_dim", hidden_dim)
+        init_gain = checks.optional(checks.number, "init_gain", init_gain, above=0)
         self.hidden = nn.Linear(embed_dim, hidden_dim)
         self.action = nn.Linear(action_dim, hidden_dim, bias=False)
         self.output = nn.Linear(hidden_dim, embed_dim)
@@ -58,8 +59,7 @@ def position_code(grid: Sequence[int], dim: int) -> th.Tensor:
     :return: ``(places, dim)``, the last axis running fastest
     :raises ValueError: If a side is not positive, or there are fewer than two numbers for each axis
     """
-    if min(grid, default=0) < 1:
-        raise ValueError(f"`grid` must have positive sides, got {tuple(grid)}")
+    grid, dim = checks.sizes("grid", grid), checks.whole_number("dim", dim)
     n_frequencies = dim // (2 * len(grid))
     if n_frequencies < 1:
         raise ValueError(f"`dim` must be at least {2 * len(grid)} for the {len(grid)} axes of `grid`, got {dim}")
@@ -100,12 +100,11 @@ class MaskedPredictor(nn.Module):
         mlp_ratio: float = 2.0,
     ):
         super().__init__()
-        output_dim = embed_dim if output_dim is None else output_dim
-        sizes = dict(embed_dim=embed_dim, output_dim=output_dim, predictor_dim=predictor_dim)
-        for name, size in dict(**sizes, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio).items():
-            if size <= 0:
-                raise ValueError(f"`{name}` must be positive, got {size}")
-        check_heads(num_heads, predictor_dim=predictor_dim)
+        grid, embed_dim = checks.sizes("grid", grid), checks.whole_number("embed_dim", embed_dim)
+        output_dim = checks.optional(checks.whole_number, "output_dim", output_dim) or embed_dim
+        predictor_dim = checks.whole_number("predictor_dim", predictor_dim)
+        depth, mlp_ratio = checks.whole_number("depth", depth), check_mlp_ratio(mlp_ratio)
+        num_heads = check_heads(num_heads, "predictor_dim", predictor_dim)
         # Where there is one place only, there is nothing to tell
         axes = [side for side in grid if side != 1] or [1]
         if predictor_dim < 2 * len(axes):

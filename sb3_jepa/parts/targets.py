@@ -6,6 +6,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.parts.digests import id_of
 from sb3_jepa.parts.versions import Versions
 
@@ -20,6 +21,7 @@ class TargetEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
+        encoder = checks.instance("encoder", encoder, nn.Module)
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "TargetEncoder":

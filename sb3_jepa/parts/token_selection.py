@@ -1,10 +1,10 @@
 """Which patches of an image become tokens."""
 
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch as th
 
+from sb3_jepa import checks
 from sb3_jepa.parts.standardization import InputStandardization
 from sb3_jepa.parts.versions import Versions
 
@@ -39,12 +39,9 @@ class TokenSelection:
         drop_constant_tokens: bool = False,
         token_budget: int | None = None,
     ):
-        is_number = isinstance(token_budget, Integral) and not isinstance(token_budget, bool)
-        if token_budget is not None and not (is_number and token_budget >= 1):
-            raise ValueError(f"`token_budget` must be a positive whole number or None, got {token_budget!r}")
         self.standardization, self.tokenizer = standardization, tokenizer
-        self.drop_constant_tokens = drop_constant_tokens
-        self.token_budget = None if token_budget is None else int(token_budget)
+        self.drop_constant_tokens = checks.flag("drop_constant_tokens", drop_constant_tokens)
+        self.token_budget = checks.optional(checks.whole_number, "token_budget", token_budget)
         self._forget()
 
     def _forget(self) -> None:

@@ -8,12 +8,15 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_jepa import checks
 from sb3_jepa.parts.token_selection import take_places
 from sb3_jepa.parts.tokenizers import token_inputs, token_shape
 
 OUTPUTS = ("class_token", "mean", "per_token", "flat")
 # What a processor works on at once is best no larger than its cache
 MAX_TOKENS_ON_CPU = 6144
+# What is larger is meant for something else, and would only end in a memory error
+MAX_MLP_RATIO = 1024
 
 
 class Attention(nn.Module):
@@ -112,15 +115,28 @@ class Block(nn.Module):
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
-def check_heads(num_heads: int, **widths: int) -> None:
+def check_heads(num_heads: int, width_name: str, width: int, name: str = "num_heads") -> int:
     """
     :param num_heads: Number of attention heads
-    :param widths: What they have to divide, by its name
-    :raises ValueError: If they do not
+    :param width_name: The name of what they have to divide
+    :param width: What they have to divide
+    :param name: What the number is called
+    :return: The number
+    :raises ValueError: If it is no positive whole number, or does not divide the width
     """
-    for name, width in widths.items():
-        if width % num_heads != 0:
-            raise ValueError(f"`num_heads` must divide `{name}`, got num_heads={num_heads} and {name}={width}")
+    num_heads = checks.whole_number(name, num_heads)
+    if width % num_heads != 0:
+        raise ValueError(f"`{name}` must divide `{width_name}`, got {name}={num_heads} and {width_name}={width}")
+    return num_heads
+
+
+def check_mlp_ratio(mlp_ratio: float) -> float:
+    """
+    :param mlp_ratio: Hidden width of an MLP as a multiple of its input's
+    :return: The same
+    :raises ValueError: If it is not positive, or too large for any memory
+    """
+    return checks.number("mlp_ratio", mlp_ratio, above=0, most=MAX_MLP_RATIO)
 
 
 class TokenReadout(nn.Module):
@@ -184,18 +200,15 @@ class TransformerEncoder(nn.Module):
         missing_as_nan: bool = False,
     ):
         super().__init__()
-        for name, size in dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio).items():
-            if size <= 0:
-                raise ValueError(f"`{name}` must be positive, got {size}")
-        check_heads(num_heads, embed_dim=embed_dim)
-        if output not in OUTPUTS:
-            raise ValueError(f"`output` must be one of {OUTPUTS}, got {output!r}")
-        if class_tokens < (output == "class_token"):
-            raise ValueError(
-                f'`class_tokens` must be at least 1 for `output="class_token"`, and else at least 0, got {class_tokens}'
-            )
-        self.tokenizer = tokenizer
-        self.output, self.missing_as_nan = output, missing_as_nan
+        embed_dim, depth = checks.whole_number("embed_dim", embed_dim), checks.whole_number("depth", depth)
+        num_heads, mlp_ratio = check_heads(num_heads, "embed_dim", embed_dim), check_mlp_ratio(mlp_ratio)
+        self.output = checks.choice("output", output, OUTPUTS)
+        class_tokens = checks.whole_number("class_tokens", class_tokens, 0)
+        if class_tokens == 0 and output == "class_token":
+            raise ValueError('`class_tokens` must be at least 1 for `output="class_token"`, got 0')
+        final_norm = checks.flag("final_norm", final_norm)
+        self.missing_as_nan = checks.flag("missing_as_nan", missing_as_nan)
+        self.tokenizer = checks.instance("tokenizer", tokenizer, nn.Module)
         self.class_token = nn.Parameter(th.zeros(1, class_tokens, embed_dim))
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim) if final_norm else nn.Identity()

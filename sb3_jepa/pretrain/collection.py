@@ -15,6 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.parts.digests import id_of
 from sb3_jepa.parts.random_numbers import isolated_random_numbers
@@ -51,14 +52,14 @@ def record_env(
     :raises ValueError: If an argument is not among those accepted, or the folder holds other recordings
     :raises ImportError: If the progress bar is asked for, and tqdm or rich is not installed
     """
-    if n_steps < 1:
-        raise ValueError(f"`n_steps` must be positive, got {n_steps}")
+    n_steps, seed = checks.whole_number("n_steps", n_steps), checks.seed("seed", seed)
+    folder = checks.optional(checks.path, "folder", folder)
     check_progress_bar(progress_bar)
     model = policy
     if isinstance(policy, (str, os.PathLike)):
         # The noise of gSDE is drawn when a model is made
         with _random_numbers(seed):
-            model = load_model(find_model(pathlib.Path(policy)))
+            model = _load_policy(policy)
     if model is not None and not callable(getattr(model, "predict", None)):
         raise ValueError(f"`policy` must be None, a model, the path of one, or have a `predict`, got {policy!r}")
     vec_env = _wrap(env)
@@ -84,12 +85,20 @@ def record_env(
     return writer.recordings()
 
 
+def _load_policy(path: str | os.PathLike) -> BaseAlgorithm:
+    try:
+        return load_model(find_model(checks.path("policy", path)))
+    except ValueError as error:
+        raise ValueError(f"`policy` must be a model or the path of a saved one, got {path!r}. {error}") from error
+
+
 def check_progress_bar(progress_bar: bool) -> None:
     """
     :param progress_bar: Whether one is asked for
+    :raises ValueError: If that is not said
     :raises ImportError: If it is, and tqdm or rich is not installed
     """
-    if progress_bar and callbacks.tqdm is None:
+    if checks.flag("progress_bar", progress_bar) and callbacks.tqdm is None:
         raise ImportError(
             'A progress bar needs tqdm and rich: pip install "sb3-jepa[examples]", or say `progress_bar=False`'
         )

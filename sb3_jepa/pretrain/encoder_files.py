@@ -9,6 +9,7 @@ from typing import Any
 from gymnasium import spaces
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.encoders import SAFETENSORS, check_fit, read_state, write_encoder
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.parts.random_numbers import isolated_random_numbers
@@ -123,7 +124,7 @@ def read_description(path: str | os.PathLike) -> tuple[pathlib.Path, spaces.Spac
     :return: The encoder's file, what it sees, and its keyword arguments
     :raises ValueError: If there is none, or nothing beside it says what it is
     """
-    path = pathlib.Path(path)
+    path = checks.path("path", path)
     path = find_encoder_file(path) if path.is_dir() else path
     description = path.with_suffix(".json")
     if not path.is_file() or not description.is_file():

@@ -14,6 +14,7 @@ from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first, maybe_transpose
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.frames import FrameStacks
 from sb3_jepa.pretrain.collection import record_env
@@ -46,7 +47,8 @@ def read(source: Any, **kwargs: Any) -> Recordings:
         return read_buffer(source, **kwargs)
     if isinstance(source, str) and source.startswith(MINARI_PREFIX):
         return read_minari(source.removeprefix(MINARI_PREFIX), **kwargs)
-    if isinstance(source, (str, os.PathLike)) and pathlib.Path(source).exists():
+    # The empty path would be the current folder
+    if isinstance(source, (str, os.PathLike)) and os.fspath(source) and pathlib.Path(source).exists():
         return read_file(source, **kwargs)
     if is_env(source):
         return record_env(source, **kwargs)
@@ -172,7 +174,8 @@ def read_file(path: str | os.PathLike, observation_space: spaces.Space | None = 
     :return: The recordings. If nothing is known of episodes, all rows count as one.
     :raises ValueError: If it is no such file, or its observations are none of the space
     """
-    path = pathlib.Path(path)
+    path = checks.path("path", path)
+    observation_space = checks.optional(checks.instance, "observation_space", observation_space, cls=spaces.Space)
     if path.is_dir():
         recordings = read_folder(path)
         if observation_space not in (None, recordings.observation_space):
@@ -292,6 +295,7 @@ def read_minari(dataset: Any, download: bool = False) -> Recordings:
     :raises ValueError: If there is no such data set
     :raises ImportError: If Minari is not installed
     """
+    download = checks.flag("download", download)
     try:
         import minari
     except ImportError as error:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.parts.digests import digest
 
@@ -33,7 +34,7 @@ class Recordings:
                 "`episodes` must hold a whole number for each row, (rows,), "
                 f"got an array of shape {episodes.shape} and type {episodes.dtype}"
             )
-        self.observation_space = observation_space
+        self.observation_space = checks.instance("observation_space", observation_space, spaces.Space)
         self.observations = observations
         self.episodes = episodes.astype(np.int64, copy=False)
         keyed = spaces_by_key(observation_space)
@@ -72,8 +73,8 @@ class Recordings:
         :return: The rows to learn from and those that were put aside, both in ascending order
         :raises ValueError: If the fraction is not between 0 and 1, or there are fewer than two rows
         """
-        if not 0 < validation_fraction < 1:
-            raise ValueError(f"`validation_fraction` must be between 0 and 1, got {validation_fraction}")
+        validation_fraction = checks.number("validation_fraction", validation_fraction, above=0, below=1)
+        seed = checks.seed("seed", seed)
         if len(self) < 2:
             raise ValueError(f"To be split, recordings must hold at least 2 observations, got {len(self)}")
         n_wanted = validation_fraction * len(self)
@@ -129,6 +130,8 @@ def _check_array(name: str, array: Any, space: spaces.Space, n_rows: int) -> Non
             "`observation_space` must be a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict of these, "
             f"got {space} for {name}"
         )
+    if not hasattr(array, "shape"):
+        checks.refuse(name, "an array", array)
     expected = (n_rows, *(space.shape or ()))
     if tuple(array.shape) != expected:
         raise ValueError(

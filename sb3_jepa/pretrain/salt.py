@@ -5,6 +5,7 @@ import pathlib
 import warnings
 from typing import Any
 
+from sb3_jepa import checks
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import Salt, SaltTeacher
 from sb3_jepa.parts.random_numbers import isolated_random_numbers
@@ -24,7 +25,7 @@ def teacher_budget(n_updates: int) -> int:
     :param n_updates: Updates of both stages together
     :return: A sixth of them, at least one
     """
-    return max(1, n_updates // TEACHER_SHARE)
+    return max(1, checks.whole_number("n_updates", n_updates) // TEACHER_SHARE)
 
 
 def pretrain_salt(
@@ -61,14 +62,13 @@ def pretrain_salt(
     :raises ValueError: If an argument is not among those accepted, or the folder holds another pretraining
     :raises ImportError: If the progress bar is asked for, and tqdm or rich is not installed
     """
-    if n_updates < 2:
-        raise ValueError(f"`n_updates` must be at least 2, one for each stage, got {n_updates}")
+    # At least one for each stage
+    n_updates = checks.whole_number("n_updates", n_updates, 2)
     budget = teacher_budget(n_updates)
-    teacher_updates = budget if teacher_updates is None else teacher_updates
-    if not 1 <= teacher_updates < n_updates:
+    teacher_updates = checks.optional(checks.whole_number, "teacher_updates", teacher_updates) or budget
+    if teacher_updates >= n_updates:
         raise ValueError(
-            f"`teacher_updates` must be positive and leave some of the {n_updates} updates to the encoder, got "
-            f"{teacher_updates}"
+            f"`teacher_updates` must leave some of the {n_updates} updates to the encoder, got {teacher_updates}"
         )
     if teacher_updates > budget:
         warnings.warn(
@@ -77,12 +77,17 @@ def pretrain_salt(
             UserWarning,
             stacklevel=2,
         )
-    folder = pathlib.Path(folder)
+    folder, seed = checks.path("folder", folder), checks.seed("seed", seed)
+    objective_kwargs = checks.keyword_arguments("objective_kwargs", objective_kwargs)
+    features_extractor_kwargs = checks.keyword_arguments("features_extractor_kwargs", features_extractor_kwargs)
+    if teacher_features_extractor_kwargs is None:
+        teacher_features_extractor_kwargs = features_extractor_kwargs
+    teacher_features_extractor_kwargs = checks.keyword_arguments(
+        "teacher_features_extractor_kwargs", teacher_features_extractor_kwargs
+    )
     options = {name: kwargs.pop(name) for name in inspect.signature(pretrain).parameters if name in kwargs}
     options.update(seed=seed, progress_bar=progress_bar)
     recordings = read_into(folder, source, seed, progress_bar, kwargs)
-    if teacher_features_extractor_kwargs is None:
-        teacher_features_extractor_kwargs = features_extractor_kwargs
     _check_stages(recordings, objective_kwargs, teacher_features_extractor_kwargs, features_extractor_kwargs)
     pretrain(
         recordings,
@@ -97,7 +102,7 @@ def pretrain_salt(
         recordings,
         folder,
         Salt,
-        dict(objective_kwargs or {}, teacher=folder / TEACHER_FOLDER),
+        dict(objective_kwargs, teacher=folder / TEACHER_FOLDER),
         features_extractor_kwargs,
         n_updates - teacher_updates,
         **options,
@@ -106,14 +111,14 @@ def pretrain_salt(
 
 def _check_stages(
     recordings: Recordings,
-    objective_kwargs: dict[str, Any] | None,
-    teacher_features_extractor_kwargs: dict[str, Any] | None,
-    features_extractor_kwargs: dict[str, Any] | None,
+    objective_kwargs: dict[str, Any],
+    teacher_features_extractor_kwargs: dict[str, Any],
+    features_extractor_kwargs: dict[str, Any],
 ) -> None:
     """What the second stage would refuse should be known before the first one has learned."""
     with isolated_random_numbers():
         teacher, encoder = (
-            JepaExtractor(recordings.observation_space, **(kwargs or {}))
+            JepaExtractor(recordings.observation_space, **kwargs)
             for kwargs in (teacher_features_extractor_kwargs, features_extractor_kwargs)
         )
-        Salt(encoder, encoder.features_dim, **(objective_kwargs or {}), teacher=teacher)
+        Salt(encoder, encoder.features_dim, **objective_kwargs, teacher=teacher)

@@ -6,48 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch as th
+from stable_baselines3.common.utils import get_device
 from torch import nn
 
-from sb3_jepa.objectives import MaskedPrediction
+from sb3_jepa import checks
 from sb3_jepa.parts.digests import id_of
 
 # Whether more of it is better
 CRITERIA = {"validation_loss": False, "probe_r2": True}
 
 
-def check_arguments(
-    n_updates: int,
-    batch_size: int,
-    eval_freq: int,
-    learning_rate: float,
-    max_grad_norm: float,
-    warmup: float,
-    patience: int | None,
-    criterion: str | None,
-    objective_class: type,
-) -> None:
+def find_device(device: th.device | str) -> th.device:
     """
-    Arguments of :func:`~sb3_jepa.pretrain`, see there.
-
-    :raises ValueError: If one is not among those accepted
+    :param device: Device on which the code should run
+    :return: The device
+    :raises ValueError: If it is none of PyTorch's, or not there
     """
-    for name, number in dict(n_updates=n_updates, batch_size=batch_size, eval_freq=eval_freq).items():
-        if number < 1:
-            raise ValueError(f"`{name}` must be positive, got {number}")
-    for name, value in dict(learning_rate=learning_rate, max_grad_norm=max_grad_norm).items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"`{name}` must be positive and finite, got {value}")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"`warmup` must lie in [0, 1), got {warmup}")
-    if patience is not None and patience < 1:
-        raise ValueError(f"`patience` must be positive or None, got {patience}")
-    if criterion not in (None, *CRITERIA):
-        raise ValueError(f"`criterion` must be one of {tuple(CRITERIA)} or None, got {criterion!r}")
-    if not issubclass(objective_class, MaskedPrediction):
-        raise ValueError(
-            "`objective_class` must learn from observations alone, as sb3_jepa.MaskedPrediction and its kind, got "
-            f"{objective_class.__name__}"
-        )
+    try:
+        return get_device(checks.instance("device", device, (str, th.device)))
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be one of PyTorch's, got {device!r}. {error}") from error
 
 
 def readable(value: Any) -> Any:

@@ -10,9 +10,10 @@ import numpy as np
 import torch as th
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.utils import get_device, obs_as_tensor
+from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.extractors import JepaExtractor, preprocess
 from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
 from sb3_jepa.parts.digests import digest, id_of
@@ -20,7 +21,7 @@ from sb3_jepa.parts.random_numbers import isolated_random_numbers
 from sb3_jepa.pretrain.collection import check_progress_bar
 from sb3_jepa.pretrain.encoder_files import check_no_encoder, find_encoder_file, write_pretrained
 from sb3_jepa.pretrain.readers import read_into
-from sb3_jepa.pretrain.settings import CRITERIA, check_arguments, check_written_whole, differing_settings, readable
+from sb3_jepa.pretrain.settings import CRITERIA, check_written_whole, differing_settings, find_device, readable
 from sb3_jepa.pretrain.validation import Validation, result_of
 from sb3_jepa.saving import in_memory, reading, replace_when_complete
 from sb3_jepa.teachers import make_teacher
@@ -91,15 +92,26 @@ def pretrain(
     :raises ValueError: If an argument is not among those accepted, or the folder holds another pretraining
     :raises ImportError: If the progress bar is asked for, and tqdm or rich is not installed
     """
-    check_arguments(
-        n_updates, batch_size, eval_freq, learning_rate, max_grad_norm, warmup, patience, criterion, objective_class
-    )
+    folder, seed = checks.path("folder", folder), checks.seed("seed", seed)
+    n_updates, batch_size = checks.whole_number("n_updates", n_updates), checks.whole_number("batch_size", batch_size)
+    learning_rate = checks.number("learning_rate", learning_rate, above=0)
+    weight_decay = checks.number("weight_decay", weight_decay, least=0)
+    warmup = checks.number("warmup", warmup, least=0, below=1)
+    max_grad_norm = checks.number("max_grad_norm", max_grad_norm, above=0)
+    validation_fraction = checks.number("validation_fraction", validation_fraction, above=0, below=1)
+    eval_freq = checks.whole_number("eval_freq", eval_freq)
+    criterion = checks.optional(checks.choice, "criterion", criterion, accepted=CRITERIA)
+    patience = checks.optional(checks.whole_number, "patience", patience)
+    verbose = checks.whole_number("verbose", verbose, 0, 2)
+    # Of those that learn from observations alone
+    objective_class = checks.subclass("objective_class", objective_class, MaskedPrediction)
+    objective_kwargs = make_teacher(checks.keyword_arguments("objective_kwargs", objective_kwargs))
+    features_extractor_kwargs = checks.keyword_arguments("features_extractor_kwargs", features_extractor_kwargs)
     check_progress_bar(progress_bar)
-    objective_kwargs, features_extractor_kwargs = make_teacher(objective_kwargs), dict(features_extractor_kwargs or {})
+    torch_device = find_device(device)
     if features_extractor_kwargs.get("frozen"):
         raise ValueError("`features_extractor_kwargs` must not have `frozen=True`: what is frozen learns nothing")
     check_written_whole("features_extractor_kwargs", features_extractor_kwargs)
-    folder = pathlib.Path(folder)
     recordings = read_into(folder, source, seed, progress_bar, source_kwargs)
     if labels is not None and (np.ndim(labels) != 2 or len(labels) != len(recordings)):
         raise ValueError(
@@ -129,7 +141,7 @@ def pretrain(
     # What is learned is what is made again of the file
     settings = readable(settings)
     features_extractor_kwargs = settings["features_extractor_kwargs"]
-    space, torch_device = recordings.observation_space, get_device(device)
+    space = recordings.observation_space
 
     def load(rows: np.ndarray) -> Any:
         tensors = obs_as_tensor(recordings.take(rows), torch_device)

@@ -144,7 +144,7 @@ def test_the_horizon_ends_with_the_longest_episode():
 
 def test_what_cannot_be_unrolled_is_refused():
     for horizon in (0, -1):
-        with pytest.raises(ValueError, match=f"`horizon` must be positive, got {horizon}"):
+        with pytest.raises(ValueError, match=f"`horizon` must be a positive whole number, got {horizon}"):
             unrolled_errors(predict_linear, [linear_trajectory(3, 0)], horizon=horizon)
     for trajectories in ([], [linear_trajectory(0, 0)]):
         with pytest.raises(ValueError, match="at least one step"):

@@ -246,3 +246,18 @@ def test_no_window_knows_of_a_figure():
 
     pictures.attention_bars({"": np.ones((3, 20))}, "attention")
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("name", ["a$b_{", "$a$b_{$", "$\\frac$", "\\$", "a_b^", "", "<b>", "50% of $x$"])
+def test_any_name_is_shown_as_it_is(name):
+    """Matplotlib takes what is between two dollars for a formula, and a broken one for an error."""
+    curve = pictures.curve_figure(np.arange(3), np.arange(3.0), name)
+    probes = pictures.probe_figure({name: 0.5, "other": 0.2})
+    bars = pictures.attention_bars({name: np.ones((3, 2))}, name)
+    many_bars = pictures.attention_bars({name: np.ones((3, 20))}, name)
+    for figure in (curve, probes, bars, many_bars):
+        render(figure)
+    # The same pixels as those of a text in which nothing is looked for
+    as_it_is = pictures.curve_figure(np.arange(3), np.arange(3.0), "")
+    as_it_is.suptitle(name, color="black", fontsize=9.5, fontweight="bold", parse_math=False)
+    assert np.array_equal(render(curve), render(as_it_is))

@@ -352,11 +352,11 @@ def test_the_method_says_which_loss_can_be_compared():
 @pytest.mark.parametrize(
     ("space", "extractor_kwargs", "kwargs", "message"),
     [
-        (VECTOR, {}, dict(target="future"), r"`target` must be one of .*'future'"),
+        (VECTOR, {}, dict(target="future"), "`target` must be .*'future'"),
         (VECTOR, {}, dict(target="frozen"), "needs an encoder as `teacher`"),
         (VECTOR, {}, dict(teacher=JepaExtractor(VECTOR, **SMALL)), "no other target takes one"),
-        (VECTOR, {}, dict(target="frozen", teacher="runs/teacher"), r"needs a sb3_jepa\.JepaExtractor, got str"),
-        (VECTOR, {}, dict(prediction_loss="l3"), r"`prediction_loss` must be one of .*'l3'"),
+        (VECTOR, {}, dict(target="frozen", teacher="runs/teacher"), "`teacher` must be an instance of Module, or None"),
+        (VECTOR, {}, dict(prediction_loss="l3"), "`prediction_loss` must be .*'l3'"),
         (VECTOR, {}, dict(target_transform_class=NeighborAggregation), "needs the patches of an image"),
         (IMAGE, {}, dict(target="input", target_transform_class=NeighborAggregation), "for the tokens of an encoder"),
         (VECTOR, {}, dict(target="input", normalize_targets=True), "are for the tokens of an encoder"),
@@ -402,7 +402,7 @@ def test_the_method_says_which_loss_can_be_compared():
         (IMAGE, dict(drop_constant_tokens=True, standardize_frames=8), {}, "no `drop_constant_tokens`"),
         (IMAGE, dict(patch_size=16), {}, "at least 2 tokens"),
         (spaces.Discrete(5), {}, {}, "at least 2 tokens"),
-        (VECTOR, {}, dict(momentum=1.5), r"`momentum` must lie in \[0, 1\]"),
+        (VECTOR, {}, dict(momentum=1.5), "`momentum` must be a finite number from 0 to 1"),
     ],
 )
 def test_bad_input(space, extractor_kwargs, kwargs, message):

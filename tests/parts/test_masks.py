@@ -231,7 +231,7 @@ def test_bad_arguments_of_all_samplers(sampler_class):
     for grid in ((), (1,), (1, 1), (0, 4)):
         with pytest.raises(ValueError, match="`grid`"):
             sampler_class(grid)
-    with pytest.raises(ValueError, match="`n_masks` must be positive, got 0"):
+    with pytest.raises(ValueError, match="`n_masks` must be a positive whole number, got 0"):
         sampler_class((4, 6), n_masks=0)
     for name in ("context_scale", "target_scale"):
         for scale in ((0.0, 0.5), (0.5, 0.2), (0.5, 1.5), (0.5,), 0.5):

@@ -1,0 +1,51 @@
+"""Every public argument: what is legal for it, and how to call what takes it. For test_bad_arguments.py."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import sb3_jepa
+from sb3_jepa import diagnostics, parts, report
+from sb3_jepa.callbacks import dump_last_scalars
+from tests.arguments.cases import OF_SB3, RECORD, TENSORS
+from tests.arguments.learning import OBJECTIVES, PRETRAINING
+from tests.arguments.pure_torch import DIAGNOSTICS, PARTS
+from tests.arguments.sb3_face import FACE, SHOWN
+
+pretrain: Any = importlib.import_module("sb3_jepa.pretrain")
+
+CALLS = [*FACE, *OBJECTIVES, *SHOWN, *DIAGNOSTICS, *PRETRAINING, *PARTS]
+
+# Classes and functions of which no argument is tried, and why
+UNTRIED: dict[Callable[..., Any], str] = {
+    sb3_jepa.JepaRolloutBuffer: OF_SB3,
+    sb3_jepa.JepaDictRolloutBuffer: OF_SB3,
+    sb3_jepa.ObjectiveInput: RECORD,
+    sb3_jepa.ObjectiveOutput: RECORD,
+    sb3_jepa.Transitions: RECORD,
+    parts.Masks: RECORD,
+    diagnostics.Trajectory: RECORD,
+    diagnostics.UnrolledErrors: RECORD,
+    diagnostics.FeatureNoise: RECORD,
+    diagnostics.Verdict: RECORD,
+    diagnostics.assess: "measured numbers, and NaN is one of them",
+    parts.MaskSampler: "abstract: BlockMasks and SubsetMasks are tried",
+    parts.measuring: "modules, which it puts into another mode",
+    **dict.fromkeys(
+        (
+            parts.attach_loss,
+            parts.covariance_loss,
+            parts.embedding_variance,
+            parts.prediction_loss,
+            parts.variance_loss,
+            diagnostics.area_under_curve,
+            diagnostics.effective_rank,
+            diagnostics.participation_ratio,
+            diagnostics.spectrum,
+        ),
+        TENSORS,
+    ),
+    dump_last_scalars: "what all callbacks of this package call at their end",
+    report.main: "the command line, whose errors are argparse's",
+    pretrain.read_minari: "needs a package that the tests do without",
+}
