@@ -12,6 +12,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_wrapper
 
+from sb3_jepa import checks
 from sb3_jepa.alternating import AlternatingTraining
 from sb3_jepa.buffers import NextObservations
 from sb3_jepa.diagnostics import ObjectiveGauge, Verdict, assess
@@ -119,17 +120,17 @@ class JepaCallback(BaseCallback):
         learning_rate: float | Schedule | None = None,
         verbose: int = 0,
     ):
-        super().__init__(verbose)
-        for name, number in dict(n_updates=n_updates, batch_size=batch_size).items():
-            if number is not None and number <= 0:
-                raise ValueError(f"`{name}` must be positive, got {number}")
+        super().__init__(checks.whole_number("verbose", verbose, 0, 2))
+        # Where nothing is said, None: a policy that learns jointly objects to what is said here
+        if objective_kwargs is not None:
+            objective_kwargs = checks.keyword_arguments("objective_kwargs", objective_kwargs)
         self._alternating_kwargs = dict(
-            objective_class=objective_class,
+            objective_class=checks.optional(checks.subclass, "objective_class", objective_class, cls=Objective),
             objective_kwargs=objective_kwargs,
-            encoders=encoders,
-            n_updates=n_updates,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
+            encoders=checks.optional(checks.texts, "encoders", encoders),
+            n_updates=checks.optional(checks.whole_number, "n_updates", n_updates),
+            batch_size=checks.optional(checks.whole_number, "batch_size", batch_size),
+            learning_rate=checks.optional(checks.schedule, "learning_rate", learning_rate, least=0),
         )
         self._alternating: AlternatingTraining | None = None
         # Of an on-policy algorithm that still has inputs to measure

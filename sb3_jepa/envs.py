@@ -221,7 +221,10 @@ def state_names(env: VecEnv, n_variables: int) -> list[str] | None:
     :param env: Of any environments
     :param n_variables: How many numbers their state has
     :return: Names of these, if they are Gymnasium's of classic control; None if they are not known
+    :raises ValueError: If an argument is not among those accepted
     """
+    checks.instance("env", env, VecEnv)
+    n_variables = checks.whole_number("n_variables", n_variables, 0)
     try:
         # From a process of its own, any attribute that tells the class might fail to be sent
         (description,) = env.env_method("__str__", indices=0)

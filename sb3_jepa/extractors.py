@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.parts import (
     ColumnTokenizer,
     InputStandardization,
@@ -115,17 +116,23 @@ class JepaExtractor(BaseFeaturesExtractor):
         numbers_per_token: int | None = None,
         channels_first: bool | None = None,
     ):
-        if frames_as not in ("changes", "channels", "tokens"):
-            raise ValueError(f'`frames_as` must be "changes", "channels" or "tokens", got {frames_as!r}')
-        if standardize_frames < 0:
-            raise ValueError(f"`standardize_frames` must not be negative, got {standardize_frames}")
+        checks.instance("observation_space", observation_space, spaces.Space)
+        embed_dim = checks.whole_number("embed_dim", embed_dim)
+        standardize_frames = checks.whole_number("standardize_frames", standardize_frames, 0)
+        frames = checks.optional(checks.whole_number, "frames", frames)
+        frozen = checks.flag("frozen", frozen)
+        drop_constant_tokens = checks.flag("drop_constant_tokens", drop_constant_tokens)
+        token_budget = checks.optional(checks.whole_number, "token_budget", token_budget)
+        autocast = checks.flag("autocast", autocast)
+        if compile_kwargs is not None:
+            compile_kwargs = checks.keyword_arguments("compile_kwargs", compile_kwargs)
         if drop_constant_tokens and standardize_frames == 0:
             raise ValueError(
                 "`drop_constant_tokens=True` needs the input statistics: `standardize_frames` must be positive, got 0"
             )
         super().__init__(observation_space, features_dim=embed_dim)
-        self.standardize_frames = standardize_frames
-        self.frames = frames
+        self.standardize_frames, self.frames = standardize_frames, frames
+        self.autocast, self.compile_kwargs = autocast, compile_kwargs
         self._warned_not_standardized = False
         tokenizer = SpaceTokenizers(
             embed_dim,
@@ -157,8 +164,6 @@ class JepaExtractor(BaseFeaturesExtractor):
             tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm, class_tokens, output, missing_as_nan
         )
         self._features_dim = self.encoder.output_dim
-        self.autocast = autocast
-        self.compile_kwargs = compile_kwargs
         self._compile()
         if frozen:
             self.freeze()

@@ -125,6 +125,7 @@ def _preprocessed(buffer: ReplayBuffer, view: Any, env: VecNormalize | None) -> 
 
 def _data_set_pairs(data: Any) -> list[dict[str, np.ndarray]]:
     if isinstance(data, (str, os.PathLike)):
+        data = checks.existing_file("buffer", data)
         with reading(data, "an .npz file with 'observations' and 'next_observations'"), np.load(data) as file:
             data = dict(file)
     if not isinstance(data, Mapping):

@@ -103,7 +103,7 @@ class JointPolicy(PolicyFiles):
             )
         self.objective_for = objective_for
         self.objective_class = checks.subclass("objective_class", objective_class, Objective)
-        self.objective_kwargs = describe_teacher(checks.keyword_arguments("objective_kwargs", objective_kwargs))
+        self.objective_kwargs = describe_teacher(objective_kwargs)
         self.rl_gradient = checks.flag("rl_gradient", rl_gradient)
         self.encoder_lr_factor = checks.schedule("encoder_lr_factor", encoder_lr_factor, least=0)
         self._current_lr_factor = self._encoder_lr_factor_at(1.0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch as th
 
+from sb3_jepa import checks
 from sb3_jepa.encoders import read_state
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.parts.random_numbers import isolated_random_numbers
@@ -63,9 +64,9 @@ def describe_teacher(
     :param objective_kwargs: Keyword arguments of an objective, whose ``teacher`` may be a path
     :param known: Those that a loaded model has learned with: of their teachers, the files need not exist any more
     :return: The same, with a :class:`TeacherFile` in the place of a path
-    :raises ValueError: If there is no such encoder
+    :raises ValueError: If there is no such encoder, or these are no keyword arguments
     """
-    kwargs = dict(objective_kwargs or {})
+    kwargs = checks.keyword_arguments("objective_kwargs", objective_kwargs)
     teacher = kwargs.get(TEACHER)
     if isinstance(teacher, (str, os.PathLike)):
         described = [one[TEACHER] for one in known if isinstance(one.get(TEACHER), TeacherFile)]

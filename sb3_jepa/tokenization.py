@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from torch import nn
 
+from sb3_jepa import checks
 from sb3_jepa.buffers import by_key
 from sb3_jepa.parts import (
     CategoryTokenizer,
@@ -71,11 +72,15 @@ class SpaceTokenizers:
         missing_as_nan: bool,
     ):
         self.embed_dim = embed_dim
-        self.patch_size, self.numbers_per_token = patch_size, numbers_per_token
-        self.frames, self.frames_as, self.channels_first = frames, frames_as, channels_first
-        self.normalized_image = normalized_image
+        self.patch_size = checks.optional(checks.whole_number, "patch_size", patch_size)
+        self.numbers_per_token = checks.optional(checks.whole_number, "numbers_per_token", numbers_per_token)
+        self.frames = frames
+        self.frames_as = checks.choice("frames_as", frames_as, ("changes", "channels", "tokens"))
+        # None is for the smallest axis to tell
+        self.channels_first = None if channels_first is None else checks.flag("channels_first", channels_first)
+        self.normalized_image = checks.flag("normalized_image", normalized_image)
         self.drop_constant_tokens, self.token_budget = drop_constant_tokens, token_budget
-        self.missing_as_nan = missing_as_nan
+        self.missing_as_nan = checks.flag("missing_as_nan", missing_as_nan)
 
     def make(self, space: spaces.Space) -> nn.Module:
         """
@@ -156,7 +161,7 @@ class SpaceTokenizers:
 
     def _count_frames(self, n_channels: int, space: spaces.Box) -> int:
         frames = count_frames(n_channels) if self.frames is None else self.frames
-        if frames <= 0 or n_channels % frames != 0:
+        if n_channels % frames != 0:
             raise ValueError(
                 f"`frames` does not match the stack: frames={frames} frames of as many channels each "
                 f"cannot fill the {n_channels} channels of an observation of shape {space.shape}"

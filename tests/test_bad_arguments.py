@@ -72,26 +72,8 @@ def fault(call: Call, name: str, label: str, folder: pathlib.Path) -> str | None
     return None if is_legal else "silent"
 
 
-# They do not use sb3_jepa.checks yet
-PENDING = {
-    sb3_jepa.JepaCallback,
-    sb3_jepa.JepaExtractor,
-    parts.CategoryTokenizer,
-    parts.ColumnTokenizer,
-    parts.DictTokenizer,
-    parts.InputStandardization,
-    parts.PatchTokenizer,
-    parts.StandardizedPatchTokenizer,
-}
-
-
-def with_pending(call: Call) -> Any:
-    marks = [pytest.mark.xfail(strict=True)] if call.target in PENDING else []
-    return pytest.param(call, marks=marks, id=call.target.__qualname__)
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("call", map(with_pending, CALLS))
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.target.__qualname__)
 def test_a_bad_argument_is_named(call, tmp_path, monkeypatch):
     faults = {}
     for name in call.legal:

@@ -6,6 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_jepa import checks
 from sb3_jepa.parts.standardization import InputStandardization
 from sb3_jepa.parts.token_selection import TokenSelection, take_places
 
@@ -23,7 +24,10 @@ def default_patch_size(height: int, width: int) -> int:
     :param width: Of an image or grid
     :return: The largest power of two that leaves at least 16 patches (less than four times as many). Of what is much
         longer than high, it is no higher than that, if that leaves 64 patches at most.
+    :raises ValueError: If a side is not positive
     """
+
+    height, width = checks.whole_number("height", height), checks.whole_number("width", width)
 
     def n_patches(patch_size: int) -> int:
         return -(-height // patch_size) * -(-width // patch_size)
@@ -62,10 +66,10 @@ class PatchTokenizer(nn.Module):
         embed_dim: int = 64,
     ):
         super().__init__()
-        if patch_size is None:
-            patch_size = default_patch_size(height, width)
-        if patch_size <= 0:
-            raise ValueError(f"`patch_size` must be positive, got {patch_size}")
+        frames, channels = checks.whole_number("frames", frames), checks.whole_number("channels", channels)
+        height, width = checks.whole_number("height", height), checks.whole_number("width", width)
+        embed_dim = checks.whole_number("embed_dim", embed_dim)
+        patch_size = checks.optional(checks.whole_number, "patch_size", patch_size) or default_patch_size(height, width)
         if max(height, width) < patch_size:
             raise ValueError(
                 f"An image of {height}x{width} pixels is smaller than a patch: `patch_size` must be at most "
@@ -169,9 +173,10 @@ class StandardizedPatchTokenizer(nn.Sequential):
         drop_constant_tokens: bool = False,
         token_budget: int | None = None,
     ):
-        super().__init__(standardization, tokenizer)
+        checks.instance("standardization", standardization, InputStandardization)
+        super().__init__(standardization, checks.instance("tokenizer", tokenizer, PatchTokenizer))
         self.selection: TokenSelection | None = None
-        if drop_constant_tokens or token_budget is not None:
+        if checks.flag("drop_constant_tokens", drop_constant_tokens) or token_budget is not None:
             self.selection = TokenSelection(standardization, tokenizer, drop_constant_tokens, token_budget)
 
     @property
@@ -284,7 +289,8 @@ class StandardizedGridTokenizer(nn.Sequential):
     """
 
     def __init__(self, standardization: InputStandardization, tokenizer: PatchTokenizer):
-        super().__init__(standardization, tokenizer)
+        checks.instance("standardization", standardization, InputStandardization)
+        super().__init__(standardization, checks.instance("tokenizer", tokenizer, PatchTokenizer))
 
     def follow(self, grids: th.Tensor) -> None:
         """

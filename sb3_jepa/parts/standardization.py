@@ -7,6 +7,8 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_jepa import checks
+
 # As VecNormalize's clip_obs
 CLIP = 10.0
 # A value counts as an outlier if it is so many times further from the median than nearly all others
@@ -47,6 +49,7 @@ class InputStandardization(nn.Module):
     :param shape: Shape of one input, without the batch; channels first
     :param changes_of: Number of frames, oldest first, along the first dimension of an input
     :param per: What has a deviation of its own: ``"frame"``, ``"channel"`` or ``"input"``
+    :raises ValueError: If an argument is not among those accepted
     """
 
     mean: th.Tensor
@@ -60,8 +63,12 @@ class InputStandardization(nn.Module):
 
     def __init__(self, shape: Sequence[int], changes_of: int = 1, per: str = "frame"):
         super().__init__()
-        self.changes_of = changes_of
-        self.per = per
+        # A single number has no shape
+        shape = () if shape == () else checks.sizes("shape", shape)
+        self.changes_of = checks.whole_number("changes_of", changes_of)
+        if shape and shape[0] % self.changes_of != 0:
+            raise ValueError(f"`changes_of` must divide the first side of `shape`, {shape}, got {changes_of}")
+        self.per = checks.choice("per", per, ("frame", "channel", "input"))
         self.is_measuring = False
         # In the latest batch, how many deviations each input was at most away from its mean; 0 where nearly all are one
         self.largest: th.Tensor | None = None

@@ -7,6 +7,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_jepa import checks
 from sb3_jepa.parts.patches import StandardizedPatchTokenizer
 from sb3_jepa.parts.standardization import InputStandardization
 
@@ -28,7 +29,10 @@ class ColumnTokenizer(nn.Module):
 
     def __init__(self, n_columns: int, embed_dim: int = 64, numbers_per_token: int = 1, missing_as_nan: bool = False):
         super().__init__()
-        self.n_columns, self.numbers_per_token, self.missing_as_nan = n_columns, numbers_per_token, missing_as_nan
+        n_columns, embed_dim = checks.whole_number("n_columns", n_columns), checks.whole_number("embed_dim", embed_dim)
+        numbers_per_token = checks.whole_number("numbers_per_token", numbers_per_token)
+        self.n_columns, self.numbers_per_token = n_columns, numbers_per_token
+        self.missing_as_nan = checks.flag("missing_as_nan", missing_as_nan)
         n_tokens = -(-n_columns // numbers_per_token)
         # As if the last token were full: what it lacks is zero
         self.n_missing = n_tokens * numbers_per_token - n_columns
@@ -110,7 +114,8 @@ class StandardizedColumnTokenizer(nn.Sequential):
     """
 
     def __init__(self, standardization: InputStandardization, tokenizer: ColumnTokenizer):
-        super().__init__(standardization, tokenizer)
+        checks.instance("standardization", standardization, InputStandardization)
+        super().__init__(standardization, checks.instance("tokenizer", tokenizer, ColumnTokenizer))
 
     def follow(self, vectors: th.Tensor) -> None:
         """
@@ -134,9 +139,11 @@ class CategoryTokenizer(nn.Module):
 
     def __init__(self, sizes: Sequence[int], embed_dim: int = 64, variables_per_token: int = 1):
         super().__init__()
+        sizes, embed_dim = checks.sizes("sizes", sizes), checks.whole_number("embed_dim", embed_dim)
+        variables_per_token = checks.whole_number("variables_per_token", variables_per_token)
         starts = range(0, len(sizes), variables_per_token)
         # Of all the variables of a token together
-        self.sizes = [sum(int(size) for size in sizes[start : start + variables_per_token]) for start in starts]
+        self.sizes = [sum(sizes[start : start + variables_per_token]) for start in starts]
         self.variables_per_token = variables_per_token
         self.embedding = nn.Parameter(th.empty(sum(self.sizes), embed_dim))
         self.reset_parameters()
@@ -187,6 +194,9 @@ class DictTokenizer(nn.Module):
 
     def __init__(self, tokenizers: Mapping[str, nn.Module], embed_dim: int = 64):
         super().__init__()
+        embed_dim = checks.whole_number("embed_dim", embed_dim)
+        if not isinstance(tokenizers, Mapping) or not tokenizers:
+            checks.refuse("tokenizers", "a dictionary with a tokenizer for each key", tokenizers)
         self.keys = sorted(tokenizers)
         # The names say which parameters belong to which key. PyTorch objects to dots, and to names such as "pop"
         self.tokenizers = nn.ModuleDict({_module_name(key): tokenizers[key] for key in self.keys})

@@ -105,7 +105,7 @@ def pretrain(
     verbose = checks.whole_number("verbose", verbose, 0, 2)
     # Of those that learn from observations alone
     objective_class = checks.subclass("objective_class", objective_class, MaskedPrediction)
-    objective_kwargs = make_teacher(checks.keyword_arguments("objective_kwargs", objective_kwargs))
+    objective_kwargs = make_teacher(objective_kwargs)
     features_extractor_kwargs = checks.keyword_arguments("features_extractor_kwargs", features_extractor_kwargs)
     check_progress_bar(progress_bar)
     torch_device = find_device(device)

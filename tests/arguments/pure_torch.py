@@ -98,8 +98,16 @@ PARTS = [
         parts.deviation_loss, lambda: dict(embedding=th.rand(4, 3)), dict(epsilon=NOT_NEGATIVE), dict(embedding=TENSORS)
     ),
     Call(parts.position_code, lambda: dict(grid=(2, 3), dim=8), dict(grid=SIZES, dim=COUNT)),
-    Call(parts.CategoryTokenizer, lambda: dict(sizes=(2, 3), embed_dim=4), dict(sizes=SIZES, embed_dim=COUNT)),
-    Call(parts.ColumnTokenizer, lambda: dict(n_columns=3, embed_dim=4), dict(n_columns=COUNT, embed_dim=COUNT)),
+    Call(
+        parts.CategoryTokenizer,
+        lambda: dict(sizes=(2, 3), embed_dim=4),
+        dict(sizes=SIZES, embed_dim=COUNT, variables_per_token=COUNT),
+    ),
+    Call(
+        parts.ColumnTokenizer,
+        lambda: dict(n_columns=3, embed_dim=4),
+        dict(n_columns=COUNT, embed_dim=COUNT, numbers_per_token=COUNT, missing_as_nan=FLAG),
+    ),
     Call(
         parts.DictTokenizer,
         lambda: dict(tokenizers=dict(a=parts.ColumnTokenizer(3, 4)), embed_dim=4),
@@ -108,12 +116,28 @@ PARTS = [
     Call(
         parts.InputStandardization,
         lambda: dict(shape=(3, 4, 4)),
-        dict(shape=SIZES, changes_of=COUNT, per_input=FLAG),
+        dict(shape=SIZES, changes_of=COUNT, per=CHOICE),
     ),
     Call(
         parts.PatchTokenizer,
         lambda: dict(frames=1, channels=3, height=16, width=16, patch_size=8, embed_dim=4),
-        dict(frames=COUNT, channels=COUNT, height=COUNT, width=COUNT, patch_size=COUNT, embed_dim=COUNT),
+        dict(frames=COUNT, channels=COUNT, height=COUNT, width=COUNT, patch_size=or_none(COUNT), embed_dim=COUNT),
+    ),
+    Call(parts.default_patch_size, lambda: dict(height=16, width=16), dict(height=COUNT, width=COUNT)),
+    Call(
+        parts.StandardizedColumnTokenizer,
+        lambda: dict(
+            standardization=parts.InputStandardization((3,), per="input"), tokenizer=parts.ColumnTokenizer(3, 4)
+        ),
+        dict(standardization=INSTANCE, tokenizer=INSTANCE),
+    ),
+    Call(
+        parts.StandardizedGridTokenizer,
+        lambda: dict(
+            standardization=parts.InputStandardization((3, 4, 4), per="channel"),
+            tokenizer=parts.PatchTokenizer(1, 3, 4, 4, 2, 4),
+        ),
+        dict(standardization=INSTANCE, tokenizer=INSTANCE),
     ),
     Call(
         parts.StandardizedPatchTokenizer,

@@ -92,7 +92,7 @@ FACE = [
         dict(
             observation_space=INSTANCE,
             embed_dim=COUNT,
-            patch_size=COUNT,
+            patch_size=or_none(COUNT),
             depth=COUNT,
             num_heads=COUNT,
             mlp_ratio=kind("1.5"),
@@ -109,6 +109,8 @@ FACE = [
             class_tokens=COUNT_FROM_0,
             output=CHOICE,
             missing_as_nan=FLAG,
+            numbers_per_token=or_none(COUNT),
+            channels_first=or_none(FLAG),
         ),
     ),
     Call(
@@ -221,6 +223,11 @@ SHOWN = [
             title=TEXT | kind("empty text"),
         ),
         is_costly=True,
+    ),
+    Call(
+        envs.state_names,
+        lambda: dict(env=cartpole(), n_variables=4),
+        dict(env=INSTANCE, n_variables=COUNT_FROM_0),
     ),
     Call(
         envs.PixelObservation,
