@@ -22,6 +22,8 @@ from sb3_jepa.parts.ranks import gather_batch
 from sb3_jepa.saving import find_misfits, find_not_finite, in_memory, reading, replace_when_complete, warn_if_not_finite
 
 SAFETENSORS = ".safetensors"
+# Observations that are measured at once: a long rollout of images, as floats, may not fit into memory
+BATCH_SIZE = 1024
 # The model's attribute that holds what JepaCallback trains its encoders with, for the model's zip to hold it too
 LEARNERS = "jepa_learners"
 
@@ -112,8 +114,7 @@ def measure_inputs(
     """
     tensors = by_key(obs_as_tensor(observations, policy.device))
     # As they are stored: images are bytes
-    of_all_ranks = unkeyed({key: gather_batch(tensor) for key, tensor in tensors.items()})
-    inputs = preprocess_obs(of_all_ranks, policy.observation_space, normalize_images=policy.normalize_images)
+    of_all_ranks = {key: gather_batch(tensor).split(BATCH_SIZE) for key, tensor in tensors.items()}
     for extractor in features_extractors(policy).values():
         parts = [module for module in extractor.modules() if isinstance(module, JepaExtractor)]
         lacking = [one for part in parts if part.n_inputs_to_measure > 0 for one in part.standardizations]
@@ -121,7 +122,9 @@ def measure_inputs(
             # Of ours, what comes after the tokens need not be computed
             through = extractor.encoder.tokenizer if isinstance(extractor, JepaExtractor) else extractor
             with measuring(lacking):
-                through(inputs)
+                for batch in zip(*of_all_ranks.values(), strict=True):
+                    inputs = unkeyed(dict(zip(of_all_ranks, batch, strict=True)))
+                    through(preprocess_obs(inputs, policy.observation_space, normalize_images=policy.normalize_images))
     encoders = find_encoders(policy)
     for name, objective in objectives.items():
         objective.target_encoder.copy_buffers(encoders[name])

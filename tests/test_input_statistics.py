@@ -208,6 +208,22 @@ def test_short_rollouts_are_all_evaluated_anew_until_enough_was_seen():
     assert standardization.n_seen == 40
 
 
+def test_a_long_rollout_is_measured_whole_but_not_at_once():
+    model = make_model(env=make_env(DICT, DISCRETE), n_steps=1100)
+    sizes = []
+    model.policy.features_extractor.encoder.tokenizer.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(len(inputs[0]["speed"]))
+    )
+    collect(model, begin(model))
+    assert max(sizes) <= 1024
+    seen = model.rollout_buffer.observations
+    for one in model.policy.features_extractor.standardizations:
+        assert one.n_seen == 2 * 1100
+    speed = model.policy.features_extractor.standardizations[-1]
+    assert speed.mean.numpy() == pytest.approx(seen["speed"].mean(axis=(0, 1)), rel=1e-4)
+    assert speed.variance.numpy() == pytest.approx(seen["speed"].var(axis=(0, 1)), rel=1e-4)
+
+
 @pytest.mark.parametrize("action", [DISCRETE, BOX], ids=["Discrete", "Box"])
 @pytest.mark.parametrize("lstm", [{}, dict(shared_lstm=True, enable_critic_lstm=False), dict(n_lstm_layers=2)])
 def test_states_of_an_lstm_are_those_of_the_measured_policy(action, lstm):

@@ -123,7 +123,7 @@ def test_joint_training(algorithm, observation, action, tmp_path):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_loss_falls_on_a_fixed_rollout(algorithm, observation):
     kwargs = dict(rl_gradient=False, encoder_lr_factor=1.0, objective_kwargs=dict(momentum=1.0))
-    model = make_model(algorithm, observation, "Discrete", **kwargs).learn(16 + 32)
+    model = make_model(algorithm, observation, "Discrete", **kwargs).learn(32)
 
     def loss() -> float:
         (samples,) = model.rollout_buffer.get()
