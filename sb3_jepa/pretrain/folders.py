@@ -1,6 +1,8 @@
 """Recordings in a folder, which is written row by row and read without being loaded."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
 import warnings
@@ -109,7 +111,7 @@ class RecordingWriter:
         path = self.folder / _file_name(name)
         if self.n_saved > 0:
             return map_array(path, "r" if self.is_complete else "r+", self.n_rows)
-        return np.lib.format.open_memmap(str(path), mode="w+", dtype=dtype, shape=(self.n_rows, *shape))
+        return _make_array(path, (self.n_rows, *shape), dtype)
 
     @property
     def is_complete(self) -> bool:
@@ -213,6 +215,22 @@ def map_array(path: pathlib.Path, mode: str = "r", n_rows: int = 0) -> np.ndarra
         array = np.lib.format.open_memmap(str(path), mode=mode)
         if len(array) < n_rows:
             raise ValueError(f"it has {len(array)} rows of {n_rows}")
+    return array
+
+
+def _make_array(path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    try:
+        array = np.lib.format.open_memmap(str(path), mode="w+", dtype=dtype, shape=shape)
+        # Without it the process would be killed for writing to the array where the disk has become full
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        # Some file systems cannot tell
+        if error.errno == errno.EOPNOTSUPP:
+            return array
+        text = f"{error.strerror or error}. There is no room for {shape[0]} observations"
+        raise OSError(error.errno, text, str(path)) from error
     return array
 
 

@@ -227,6 +227,32 @@ def test_too_little_room_is_noticed_before(tmp_path):
         record("CartPole-v1", 10**15, tmp_path / "large")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere files cannot be limited")
+def test_a_disk_without_room_is_named_before_anything_is_recorded(tmp_path):
+    script = (
+        "import resource, sys\nfrom sb3_jepa.pretrain import record_env\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))\n"
+        "try:\n    record_env('CartPole-v1', 1000, sys.argv[1], progress_bar=False)\n"
+        "except OSError as error:\n    print(error)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "print(len(record_env('CartPole-v1', 1000, sys.argv[1], progress_bar=False)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, text=True)
+    told, n_recorded = result.stdout.splitlines()
+    assert told.startswith("[Errno 27] File too large. There is no room for 1000 observations: ")
+    assert str(tmp_path) in told
+    assert n_recorded == "1000"
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="elsewhere no room can be reserved")
+def test_a_disk_that_became_full_later_killed_the_process(tmp_path):
+    with pytest.raises(Interrupted):
+        record(make_vec_env("CartPole-v1"), 100_000, tmp_path, policy=InterruptedPolicy(3))
+    # What all rows will take is taken from the beginning
+    for path in tmp_path.glob("*.npy"):
+        assert path.stat().st_blocks * 512 >= path.stat().st_size > 100_000 * 8
+
+
 def test_a_model_acts(tmp_path):
     env = make_vec_env("CartPole-v1", n_envs=2)
     model = PPO("MlpPolicy", env, seed=0, device="cpu")

@@ -60,6 +60,16 @@ def test_folders_whose_description_names_no_file(tmp_path):
     assert find_encoder_file(tmp_path) == path
 
 
+def test_a_pretrained_encoder_of_nan_was_read(tmp_path):
+    encoder = JepaExtractor(SPACE, **EXTRACTOR)
+    with th.no_grad():
+        encoder.encoder.class_token[..., 1] = th.nan
+    with pytest.warns(UserWarning, match=r"holds NaN or infinite values, first in encoder\.class_token"):
+        path = write_pretrained(encoder, tmp_path, SPACE, EXTRACTOR, {})
+    with pytest.raises(ValueError, match=rf"{path.name} holds NaN or infinite values, first in encoder\.class_token"):
+        read_encoder(tmp_path)
+
+
 def test_numbers_of_numpy_became_texts(tmp_path):
     kwargs = {name: np.int64(value) for name, value in EXTRACTOR.items()} | dict(final_norm=np.bool_(True))
     about = dict(scores=np.arange(2), rate=np.float32(0.5))
