@@ -239,3 +239,22 @@ def test_an_encoder_is_pretrained_on_what_there_is(tmp_path):
     load_encoder(model, path)
     assert model.learn(32).policy.features_extractor.n_inputs_to_measure == 0
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("target", ["momentum", "input"])
+def test_numbers_that_share_a_token_are_missing_alone(target):
+    """What stands in the place of a number that is missing has no effect, also if others of its token are there."""
+    th.manual_seed(0)
+    space = spaces.Box(-3, 3, (7,))
+    kwargs = dict(embed_dim=8, num_heads=2, standardize_frames=0, missing_as_nan=True, numbers_per_token=3)
+    encoder = JepaExtractor(space, **kwargs)
+    objective = MaskedPrediction(encoder, embed_dim=8, target=target)
+    vectors = th.randn(16, 7)
+    vectors[:, [0, 3, 4, 5]] = th.nan
+    assert encoder.encoder.tokenizer(vectors).isnan().all(dim=2).tolist() == [[False, True, False]] * 16
+    assert encoder(vectors).isfinite().all()
+    for _ in range(5):
+        loss = objective(ObjectiveInput(encoder, vectors)).loss
+        assert loss.isfinite()
+        gradients = th.autograd.grad(loss, list(encoder.parameters()), allow_unused=True)
+        assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)

@@ -12,11 +12,12 @@ from sb3_jepa import checks
 from sb3_jepa.objectives.objective import Momentum, Objective, check_momentum
 from sb3_jepa.objectives.output import ObjectiveInput
 from sb3_jepa.parts.masks import BlockMasks, SubsetMasks
+from sb3_jepa.parts.patches import StandardizedPatchTokenizer
 from sb3_jepa.parts.predictors import MaskedPredictor
 from sb3_jepa.parts.ranks import join_batches
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
 from sb3_jepa.parts.token_selection import take_places
-from sb3_jepa.parts.tokenizers import StandardizedPatchTokenizer, n_inputs
+from sb3_jepa.parts.tokenizers import n_inputs
 from sb3_jepa.parts.transformer import TransformerEncoder, check_heads
 
 LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
@@ -67,6 +68,8 @@ class MaskedPrediction(Objective):
         not among those accepted
     """
 
+    # Of each token
+    n_inputs: th.Tensor
     # Where not all tokens have as many inputs: those that there are
     has_input: th.Tensor | None
 
@@ -142,8 +145,9 @@ class MaskedPrediction(Objective):
         masks_class = BlockMasks if has_patches else SubsetMasks
         self.masks = [masks_class(grid, **kwargs) for kwargs in families]
         has_input = None
+        widths = th.tensor(n_inputs(transformer.tokenizer))
+        self.register_buffer("n_inputs", widths, persistent=False)
         if target == "input":
-            widths = th.tensor(n_inputs(transformer.tokenizer))
             target_dim = int(widths.max())
             if widths.min() < target_dim:
                 has_input = th.arange(target_dim) < widths[:, None]
@@ -212,10 +216,13 @@ class MaskedPrediction(Objective):
         """
         targets = self.targets(batch)
         transformer = _transformer(batch.encoder)
-        missing = None
+        missing = present = None
         if transformer.missing_as_nan:
-            missing = transformer.token_inputs(batch.observations)[..., 0].isnan()
-        weights = self._weights(missing)
+            is_nan = transformer.token_inputs(batch.observations).isnan()
+            # A token that holds several numbers is missing if all of them are
+            missing = is_nan.sum(dim=2) >= self.n_inputs
+            present = ~is_nan if self.target == "input" else ~missing[..., None]
+        weights = self._weights(present)
         if weights is not None:
             targets = targets.nan_to_num(0.0)
         families = [family.sample(len(targets)).to(targets.device) for family in self.masks]
@@ -240,11 +247,10 @@ class MaskedPrediction(Objective):
         (joined,) = join_batches(th.stack(losses))
         return joined.mean(), None, None, {}
 
-    def _weights(self, missing: th.Tensor | None) -> th.Tensor | None:
+    def _weights(self, present: th.Tensor | None) -> th.Tensor | None:
         """0 for what is no target, ``(batch or 1, tokens, target_dim or 1)``; None if all is one."""
         weights = None if self.has_input is None else self.has_input[None].float()
-        if missing is not None:
-            present = ~missing[..., None]
+        if present is not None:
             weights = present.float() if weights is None else weights * present
         return weights
 
