@@ -159,17 +159,17 @@ def test_errors():
         feature_noise(x, x[1:])
     with pytest.raises(ValueError, match=r"observations .* at least 2 samples, got \(1, 3\)"):
         feature_noise(x[:1], x[:1])
-    with pytest.raises(ValueError, match=r"names must be a list of 3 names.* got \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"`names` must be a list of 3 names.* got \['a', 'b'\]"):
         feature_noise(x, x, names=["a", "b"])
-    with pytest.raises(ValueError, match="names must be a list of 3 names"):
+    with pytest.raises(ValueError, match="`names` must be a list of texts, or None"):
         feature_noise(x, x, names="abc")
     with pytest.raises(ValueError, match="next_observations must be finite, got NaN"):
         feature_noise(x, np.where(x > 1.0, np.nan, x))
-    with pytest.raises(ValueError, match=r"components must be at least 1, .* got 0"):
+    with pytest.raises(ValueError, match="`components` must be a positive whole number, or None, got 0"):
         feature_noise(x, x, components=0)
-    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`depth` must be a whole number from 1 to 1000, got 0"):
         feature_noise(x, x, depth=0)
-    with pytest.raises(ValueError, match="scale must be between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match="`scale` must be a finite number above 0 and below 1, got 1"):
         jepa_learning_times(x[0], x[0], scale=1.0)
 
 
@@ -248,7 +248,7 @@ def test_dict_observations_and_normalization():
     assert normalized.distractors == ()
     with pytest.raises(ValueError, match=r"names must be lists by the keys \['clean', 'noisy'\], got \['a', 'b'\]"):
         noise_diagnostic(model.replay_buffer, names=["a", "b"])
-    with pytest.raises(ValueError, match=r"names must be a list of 1 names, one for each feature of clean"):
+    with pytest.raises(ValueError, match=r"`names` must be a list of 1 names, one for each feature of clean"):
         noise_diagnostic(model.replay_buffer, names=dict(clean=["a", "b"]))
 
 
@@ -298,11 +298,11 @@ def test_errors_of_buffers():
     model = filled_dqn(False, n_steps=0)
     with pytest.raises(ValueError, match=r"buffer must hold at least 2 pairs .* got 0 among its 0"):
         noise_diagnostic(model.replay_buffer)
-    with pytest.raises(ValueError, match="horizon must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`horizon` must be a positive whole number, got 0"):
         noise_diagnostic(model.replay_buffer, horizon=0)
-    with pytest.raises(ValueError, match="max_samples must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="`max_samples` must be a whole number of at least 2, or None, got 1"):
         noise_diagnostic(model.replay_buffer, max_samples=1)
-    with pytest.raises(ValueError, match=r"buffer must be a ReplayBuffer, .* got list"):
+    with pytest.raises(ValueError, match=r"`buffer` must be a ReplayBuffer, .* got \["):
         noise_diagnostic([1, 2])
     with pytest.raises(ValueError, match=r"buffer must have .* got \['observations'\]"):
         noise_diagnostic(dict(observations=np.zeros((3, 2))))

@@ -142,7 +142,7 @@ def test_curves_are_those_of_the_model_or_where_one_says(run, tmp_path):
     ("arguments", "message"),
     [
         (["nothing.zip", "--env", "CartPole-v1"], "`path` must be a saved model"),
-        (["RUN", "--env", "CartPole-v1", "--steps", "0"], "`n_steps` must be positive, got 0"),
+        (["RUN", "--env", "CartPole-v1", "--steps", "0"], "`n_steps` must be a positive whole number, got 0"),
         (["RUN", "--env", "CartPole-v17"], "`env_id` must be the ID of an environment, got 'CartPole-v17'"),
         (["RUN", "--env", "Pendulum-v1"], r"gives Discrete\(2\), and Pendulum-v1 .* takes Box\(-2.0"),
         (["RUN", "--env", "CartPole-v1", "--probe", "nothing"], "no attribute 'nothing'"),

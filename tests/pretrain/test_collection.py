@@ -319,7 +319,7 @@ def test_the_progress_bar_counts_what_was_there_before(monkeypatch, tmp_path):
     [
         (dict(env="NoSuchEnv-v0"), "`env` must be the ID of an environment, got 'NoSuchEnv-v0'"),
         (dict(env=3), "`env` must be the ID of an environment, a gymnasium.Env or a VecEnv, got 3"),
-        (dict(n_steps=0), "`n_steps` must be positive, got 0"),
+        (dict(n_steps=0), "`n_steps` must be a positive whole number, got 0"),
         (dict(policy=3), "`policy` must be None, a model"),
         (dict(policy="missing"), "`path` must be a saved model"),
         (dict(env=FakeEnv(spaces.Tuple([spaces.Discrete(2)]))), "Observations must be a Box"),

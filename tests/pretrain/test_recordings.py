@@ -61,7 +61,7 @@ def test_something_is_left_to_learn_from():
 
 def test_what_cannot_be_split_is_refused():
     for fraction in (0.0, 1.0, -0.1):
-        with pytest.raises(ValueError, match=rf"`validation_fraction` must be between 0 and 1, got {fraction}"):
+        with pytest.raises(ValueError, match=f"`validation_fraction` must be .* above 0 and below 1, got {fraction}"):
             numbered().split(fraction)
     with pytest.raises(ValueError, match="at least 2 observations, got 1"):
         numbered((1,)).split()

@@ -87,12 +87,12 @@ def test_the_budget_of_a_teacher(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(n_updates=1), "`n_updates` must be at least 2, one for each stage, got 1"),
-        (dict(teacher_updates=0), "`teacher_updates` must be positive and leave some of the 12"),
-        (dict(teacher_updates=12), "`teacher_updates` must be positive and leave some of the 12"),
-        (dict(batch_size=0), "`batch_size` must be positive"),
+        (dict(n_updates=1), "`n_updates` must be a whole number of at least 2, got 1"),
+        (dict(teacher_updates=0), "`teacher_updates` must be a positive whole number, or None"),
+        (dict(teacher_updates=12), "`teacher_updates` must leave some of the 12"),
+        (dict(batch_size=0), "`batch_size` must be a positive whole number"),
         (dict(features_extractor_kwargs=dict(EXTRACTOR, num_heads=3)), "`num_heads` must divide"),
-        (dict(objective_kwargs=dict(prediction_loss="l3")), "`prediction_loss` must be one of"),
+        (dict(objective_kwargs=dict(prediction_loss="l3")), "`prediction_loss` must be "),
         (dict(n_steps=5), "Recordings are taken as they are"),
     ],
 )
