@@ -101,6 +101,7 @@ def test_texts_and_paths():
         (checks.existing_file, "/"),
         (checks.text, None),
         (checks.sizes, "ab"),
+        (checks.sizes, ""),
         (checks.sizes, []),
         (checks.sizes, [1, 0]),
     ):

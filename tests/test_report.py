@@ -199,6 +199,18 @@ def test_a_failure_leaves_the_old_page(page, run, monkeypatch, tmp_path):
     assert page.read_text() == old
 
 
+def test_the_page_survives_any_name_of_a_curve(tmp_path):
+    """A broken formula in it was the end of the whole page."""
+    model = PPO("JepaPolicy", "CartPole-v1", policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    name = "jepa/$\\frac{<a$/prediction_loss"
+    curves = {name: (np.arange(3), np.arange(3.0))}
+    env = make_env_for(model, "CartPole-v1", n_envs=1)
+    write_report(model, env, tmp_path / "page.html", curves, n_steps=20, title="$\\frac$")
+    text = (tmp_path / "page.html").read_text()
+    assert "<h1>$\\frac$</h1>" in text
+    assert f'<figure id="{name.replace("<", "&lt;")}">' in text
+
+
 def test_needs_an_encoder(tmp_path):
     model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1")
     with pytest.raises(ValueError, match="has no encoder"):
