@@ -58,6 +58,8 @@ def _layout(tokenizer: nn.Module, observations: Any) -> tuple[tuple[int, ...], t
         if isinstance(tokenizer, StandardizedPatchTokenizer):
             places = tokenizer.places(observations)
         else:
-            observations = tokenizer[:-1](observations)
+            # A slice would make another of its class
+            for part in list(tokenizer)[:-1]:
+                observations = part(observations)
         tokenizer = tokenizer[-1]
     return tokenizer.token_shape, places  # type: ignore[return-value]
