@@ -35,7 +35,7 @@ LOW_RANK_UPDATES = 5
 MIN_SAMPLES = 64
 OFF_POLICY_INTERVAL = 100
 # Off-policy, the parameters are looked at so seldom
-PARAMETERS_APART = 1_000
+PARAMETERS_APART = 100
 
 
 def dump_last_scalars(callback: BaseCallback, names: Iterable[str], step: int) -> None:
@@ -219,10 +219,11 @@ class JepaCallback(BaseCallback):
         if not self._is_prepared:
             self._prepare()
         self._n_rollouts += 1
+        # First, for an encoder that learns from what a ruined one computes would be blamed for it
+        self._check_parameters()
         if self._alternating is not None:
             self._alternating.train(self._progress_remaining)
         self._log_update()
-        self._check_parameters()
         if self._alternating is None:
             self.policy.update_schedules(self._progress_remaining)
         self._followed_inputs.follow(self.objectives)
