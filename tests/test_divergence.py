@@ -1,7 +1,5 @@
 """A training that goes wrong says so, and why, before its parameters are lost."""
 
-import contextlib
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -39,9 +37,16 @@ def make_model(name: str, env: gym.Env, **kwargs):
     if name == "A2C":
         return A2C("JepaPolicy", env, policy_kwargs=dict(SMALL_POLICY), seed=0, device="cpu", **kwargs)
     if name == "alternating PPO":
-        return stable_baselines3.PPO("MlpPolicy", env, policy_kwargs=ALTERNATING, **{**SMALL_PPO, **kwargs})
+        return stable_baselines3.PPO("MlpPolicy", env, policy_kwargs=dict(ALTERNATING), **{**SMALL_PPO, **kwargs})
     return stable_baselines3.SAC(
-        "MlpPolicy", env, learning_starts=16, batch_size=8, policy_kwargs=ALTERNATING, seed=0, device="cpu", **kwargs
+        "MlpPolicy",
+        env,
+        learning_starts=16,
+        batch_size=8,
+        policy_kwargs=dict(ALTERNATING),
+        seed=0,
+        device="cpu",
+        **kwargs,
     )
 
 
@@ -58,21 +63,21 @@ def test_rewards_that_are_not_finite_are_told_where_they_come(name, reward):
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
-def learn_until_it_fails(model, n_steps: int) -> None:
-    """What is too late to be mended may end the training, with an error that says so."""
-    with contextlib.suppress(ValueError):
-        model.learn(n_steps, callback=JepaCallback())
-
-
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_learning_rate_of_1e4_has_diverged(name):
+def test_a_learning_rate_of_1e4_has_diverged(name, recwarn):
     action_space = spaces.Box(-1, 1, (1,)) if name == "SAC" else None
     model = make_model(name, RewardingEnv(1.0, action_space=action_space), learning_rate=1e4)
-    with pytest.warns(
-        UserWarning, match=r"policy has diverged: it has parameters as large as .*rate .*1.0e\+04"
-    ) as told:
-        learn_until_it_fails(model, 256)
-    assert len([warning for warning in told if "policy has diverged" in str(warning.message)]) == 1
+    told = []
+    try:
+        model.learn(256, callback=JepaCallback())
+    except ValueError as error:
+        # Too late to go on
+        told.append(str(error))
+    told += [str(warning.message) for warning in recwarn]
+    told = [text for text in told if "has diverged" in text]
+    assert told
+    assert all("1.0e+04" in text and "learning rate" in text for text in told)
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
 def test_a_step_that_would_lose_the_parameters_is_not_taken():
@@ -80,7 +85,7 @@ def test_a_step_that_would_lose_the_parameters_is_not_taken():
     # Finite, but not its square
     model.env.envs[0].env.odd_reward = 3e38
     with pytest.raises(
-        ValueError, match=r"diverged: a gradient is NaN or infinite, at a learning rate of .*VecNormalize"
+        ValueError, match=r"diverged: a gradient is NaN or infinite, at the learning rate .*VecNormalize"
     ):
         model.learn(64)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
