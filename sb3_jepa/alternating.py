@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from sb3_jepa import checks
 from sb3_jepa.actions import encode_actions, forget_graphs
 from sb3_jepa.diagnostics import ObjectiveGauge
+from sb3_jepa.divergence_watch import optimizers_of
 from sb3_jepa.encoders import LEARNERS, find_encoders, measure_inputs, n_inputs_to_measure, pick_encoders
 from sb3_jepa.extractors import preprocess
 from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
@@ -50,6 +51,8 @@ class EncoderLearner:
         self.gauge.to(next(encoder.parameters()).device)
         trained = [*encoder.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
         self.optimizer = th.optim.Adam(trained, lr=learning_rate, fused=True)
+        # The algorithm's change the encoder too
+        self._optimizers = [self.optimizer, *optimizers_of(model)]
 
     def learn(self, observations: Any, actions: th.Tensor, next_observations: Any, valid: th.Tensor) -> None:
         """
@@ -67,8 +70,7 @@ class EncoderLearner:
         self.optimizer.zero_grad()
         if output.loss.requires_grad:
             output.loss.backward()
-            group = self.optimizer.param_groups[0]
-            check_gradients(group["params"], group["lr"])
+            check_gradients(self.optimizer.param_groups[0]["params"], self._optimizers)
             self.optimizer.step()
             self.objective.update_target(self.encoder)
         # The algorithm's optimiser has the encoder too

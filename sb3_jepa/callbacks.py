@@ -17,10 +17,10 @@ from sb3_jepa.alternating import AlternatingTraining
 from sb3_jepa.buffers import NextObservations
 from sb3_jepa.diagnostics import ObjectiveGauge, Verdict, assess
 from sb3_jepa.distributed import check_ranks
+from sb3_jepa.divergence_watch import DivergenceWatch
 from sb3_jepa.extractors import takes_nan
 from sb3_jepa.input_statistics import FirstRollouts, FollowedInputs
 from sb3_jepa.objectives import Objective
-from sb3_jepa.parts.divergence import CAUSES, describe_divergence
 from sb3_jepa.parts.ranks import n_ranks, rank
 from sb3_jepa.policies import JointPolicy
 from sb3_jepa.surprises import VecSurprise
@@ -34,8 +34,6 @@ LOW_RANK_UPDATES = 5
 # What is logged tells of at least so many embeddings, and off-policy of so many minibatches
 MIN_SAMPLES = 64
 OFF_POLICY_INTERVAL = 100
-# Off-policy, the parameters are looked at so seldom
-PARAMETERS_APART = 1_000
 
 
 def dump_last_scalars(callback: BaseCallback, names: Iterable[str], step: int) -> None:
@@ -178,8 +176,8 @@ class JepaCallback(BaseCallback):
         check_ranks(self.model)
         self._is_prepared, self._has_ended = True, False
         self._alternating = self._first_rollouts = None
+        self._watch = DivergenceWatch(self.model)
         self._n_rollouts = 0
-        self._told_of_divergence = False
         self._labels: dict[str, str] = {}
         self._n_low_rank: dict[str, int] = {}
         if isinstance(self.policy, JointPolicy):
@@ -219,10 +217,11 @@ class JepaCallback(BaseCallback):
         if not self._is_prepared:
             self._prepare()
         self._n_rollouts += 1
+        # First, for an encoder that learns from what a ruined one computes would be blamed for it
+        self._watch.check_parameters()
         if self._alternating is not None:
             self._alternating.train(self._progress_remaining)
         self._log_update()
-        self._check_parameters()
         if self._alternating is None:
             self.policy.update_schedules(self._progress_remaining)
         self._followed_inputs.follow(self.objectives)
@@ -240,11 +239,7 @@ class JepaCallback(BaseCallback):
             )
 
     def _on_step(self) -> bool:
-        if not np.isfinite(self.locals["rewards"]).all():
-            raise ValueError(
-                f"The training would diverge: the environment gave the rewards {self.locals['rewards']} at time step "
-                f"{self.num_timesteps}. Rewards must be finite; look at the environment and its wrappers"
-            )
+        self._watch.check_rewards(self.locals["rewards"])
         buffer = self.locals.get("rollout_buffer")
         if isinstance(buffer, NextObservations):
             buffer.record_step(self.locals["new_obs"], self.locals["dones"], self.locals["infos"])
@@ -272,6 +267,7 @@ class JepaCallback(BaseCallback):
         if self._has_ended:
             return
         self._has_ended = True
+        self._watch.stop()
         if self._alternating is not None:
             self._alternating.train(self._progress_remaining)
         self._followed_inputs.follow(self.objectives)
@@ -296,21 +292,6 @@ class JepaCallback(BaseCallback):
         # A rollout that was stopped has no point of its own. Of its last step, the buffer does not know.
         n_steps = buffer.buffer_size if buffer.full else buffer.buffer_size - buffer.pos - 1
         return self.num_timesteps + n_steps * buffer.n_envs * n_ranks()
-
-    def _check_parameters(self) -> None:
-        """Warn once if the updates have ruined the policy."""
-        is_due = isinstance(self.model, OnPolicyAlgorithm) or self.num_timesteps % PARAMETERS_APART < self.model.n_envs
-        problem = describe_divergence(self.policy.parameters()) if is_due and not self._told_of_divergence else None
-        if problem is not None:
-            self._told_of_divergence = True
-            optimizers = [one.optimizer for one in self.policy.modules() if hasattr(one, "optimizer")]
-            rates = sorted({group["lr"] for optimizer in optimizers for group in optimizer.param_groups})
-            warnings.warn(
-                f"The policy has diverged: {problem}, after updates with the learning rate "
-                f"{' and '.join(f'{rate:.1e}' for rate in rates)}. {CAUSES}",
-                UserWarning,
-                stacklevel=2,
-            )
 
     def _prefix(self, name: str) -> str:
         return "jepa" if len(self.gauges) == 1 else f"jepa/{name}"

@@ -5,8 +5,8 @@ import os
 import pathlib
 import platform
 import re
+import secrets
 import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -42,16 +42,17 @@ def replace_when_complete(path: str | pathlib.Path, suffix: str = "") -> Iterato
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-        prefix = f"{_prefix(path)}{os.getpid()}."
         # The folder gives the file inside it the permissions that it would have had anyway, which mkstemp() would not
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
-            unfinished = pathlib.Path(folder) / path.name
-            _unfinished_folders.add(unfinished.parent)
-            try:
-                yield unfinished
-                os.replace(unfinished, path)
-            finally:
-                _unfinished_folders.discard(unfinished.parent)
+        folder = path.parent / f"{_prefix(path)}{os.getpid()}.{secrets.token_hex(4)}"
+        # Before it exists, for another thread must not take it for a leftover
+        _unfinished_folders.add(folder)
+        try:
+            folder.mkdir(mode=0o700)
+            yield folder / path.name
+            os.replace(folder / path.name, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            _unfinished_folders.discard(folder)
     except OSError as error:
         text = f"{error.strerror or error}. The file could not be written, and an older one is as it was"
         if error.errno is None:
@@ -73,7 +74,7 @@ def _remove_leftovers(path: pathlib.Path) -> None:
     prefix = _prefix(path)
     with os.scandir(path.parent) as entries:
         for entry in entries:
-            match = re.fullmatch(re.escape(prefix) + r"(\d+)\.\w{8}", entry.name)
+            match = re.fullmatch(re.escape(prefix) + r"(\d+)\.[0-9a-f]{8}", entry.name)
             if match is not None and entry.is_dir(follow_symlinks=False):
                 folder, process = pathlib.Path(entry.path), int(match[1])
                 # In a container, the process that was killed often had the number that this one has

@@ -4,7 +4,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3
-import torch as th
 from gymnasium import spaces
 
 from sb3_jepa import A2C, PPO, JepaCallback, JepaExtractor
@@ -38,9 +37,16 @@ def make_model(name: str, env: gym.Env, **kwargs):
     if name == "A2C":
         return A2C("JepaPolicy", env, policy_kwargs=dict(SMALL_POLICY), seed=0, device="cpu", **kwargs)
     if name == "alternating PPO":
-        return stable_baselines3.PPO("MlpPolicy", env, policy_kwargs=ALTERNATING, **{**SMALL_PPO, **kwargs})
+        return stable_baselines3.PPO("MlpPolicy", env, policy_kwargs=dict(ALTERNATING), **{**SMALL_PPO, **kwargs})
     return stable_baselines3.SAC(
-        "MlpPolicy", env, learning_starts=16, batch_size=8, policy_kwargs=ALTERNATING, seed=0, device="cpu", **kwargs
+        "MlpPolicy",
+        env,
+        learning_starts=16,
+        batch_size=8,
+        policy_kwargs=dict(ALTERNATING),
+        seed=0,
+        device="cpu",
+        **kwargs,
     )
 
 
@@ -58,26 +64,28 @@ def test_rewards_that_are_not_finite_are_told_where_they_come(name, reward):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_learning_rate_of_1e4_has_diverged(name):
+def test_a_learning_rate_of_1e4_has_diverged(name, recwarn):
     action_space = spaces.Box(-1, 1, (1,)) if name == "SAC" else None
     model = make_model(name, RewardingEnv(1.0, action_space=action_space), learning_rate=1e4)
-    with pytest.warns(UserWarning, match=r"diverged") as told:
-        try:
-            model.learn(1100 if name == "SAC" else 128, callback=JepaCallback())
-        except ValueError as error:
-            assert "diverged" in str(error)
-    texts = [str(warning.message) for warning in told if "has diverged: it has parameters" in str(warning.message)]
-    assert len(texts) == 1
-    assert "1.0e+04" in texts[0]
-    assert "learning rate" in texts[0]
+    told = []
+    try:
+        model.learn(256, callback=JepaCallback())
+    except ValueError as error:
+        # Too late to go on
+        told.append(str(error))
+    told += [str(warning.message) for warning in recwarn]
+    told = [text for text in told if "has diverged" in text]
+    assert told
+    assert all("1.0e+04" in text and "learning rate" in text for text in told)
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
 def test_a_step_that_would_lose_the_parameters_is_not_taken():
     model = make_model("PPO", RewardingEnv(1.0))
-    # Finite, but not its square in the value loss
-    model.env.envs[0].env.odd_reward = 1e30
+    # Finite, but not its square
+    model.env.envs[0].env.odd_reward = 3e38
     with pytest.raises(
-        ValueError, match=r"diverged: a gradient is NaN or infinite, at a learning rate of 1.0e-03.*VecNormalize"
+        ValueError, match=r"diverged: a gradient is NaN or infinite, at the learning rate .*VecNormalize"
     ):
         model.learn(64)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
@@ -90,4 +98,4 @@ def test_a_healthy_training_is_not_said_to_diverge(recwarn):
 
 def test_the_parameters_of_a_policy_that_is_well_are_far_from_the_limit():
     model = make_model("PPO", RewardingEnv(1.0)).learn(256)
-    assert max(float(th.as_tensor(parameter).abs().max()) for parameter in model.policy.parameters()) < 10
+    assert max(float(parameter.detach().abs().max()) for parameter in model.policy.parameters()) < 10

@@ -10,7 +10,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import PPO, JepaCallback, JepaExtractor, TJepa, load_encoder, pretrain
-from sb3_jepa.objectives import ObjectiveInput
+from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
 from sb3_jepa.parts import InputStandardization
 from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO, FakeEnv
 

@@ -107,7 +107,7 @@ def test_what_killed_processes_left_stayed_for_ever(tmp_path):
         assert len(os.listdir(tmp_path)) == 1 + n_left
     (leftover,) = tmp_path.glob(".*")
     # Those of another file, of another computer, and what only looks alike, are not touched
-    others = [leftover.name.replace("model.zip", "other.zip"), ".model.zip.0a0a0a0a.1.abcdefgh", ".model.zip.backup"]
+    others = [leftover.name.replace("model.zip", "other.zip"), ".model.zip.0a0a0a0a.1.01234567", ".model.zip.backup"]
     for name in others:
         (tmp_path / name).mkdir()
     with (

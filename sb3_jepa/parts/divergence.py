@@ -13,13 +13,13 @@ CAUSES = (
 
 
 @th.no_grad()
-def check_gradients(parameters: Iterable[th.Tensor], learning_rate: float) -> None:
+def check_gradients(parameters: Iterable[th.Tensor], optimizers: Iterable[th.optim.Optimizer]) -> None:
     """
     To be called before a step of the optimiser, which would turn all parameters into NaN. On a GPU it does nothing,
     since it would have to wait for it.
 
     :param parameters: With their gradients
-    :param learning_rate: Of the step
+    :param optimizers: That have changed them until now
     :raises ValueError: If a gradient is not finite
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -27,9 +27,18 @@ def check_gradients(parameters: Iterable[th.Tensor], learning_rate: float) -> No
         return
     if not th.stack(th._foreach_norm(gradients)).isfinite().all():
         raise ValueError(
-            f"The training has diverged: a gradient is NaN or infinite, at a learning rate of {learning_rate:.1e}. The "
+            f"The training has diverged: a gradient is NaN or infinite, at {describe_rates(optimizers)}. The "
             f"parameters are still those of before this step. {CAUSES}"
         )
+
+
+def describe_rates(optimizers: Iterable[th.optim.Optimizer]) -> str:
+    """
+    :param optimizers: Of a model
+    :return: Their learning rates, in words
+    """
+    rates = sorted({float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups})
+    return f"the learning rate {' and '.join(f'{rate:.1e}' for rate in rates)}"
 
 
 @th.no_grad()

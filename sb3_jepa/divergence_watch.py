@@ -1,0 +1,74 @@
+"""Watching over a training, so that it says what went wrong before its parameters are lost."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_jepa.parts.divergence import CAUSES, check_gradients, describe_divergence, describe_rates
+from sb3_jepa.policies import JointPolicy
+
+# Off-policy, the parameters are looked at so seldom
+STEPS_APART = 100
+
+
+def optimizers_of(model: BaseAlgorithm) -> list[th.optim.Optimizer]:
+    """
+    :param model: Of any algorithm
+    :return: The optimisers of its policy
+    """
+    found = [getattr(module, "optimizer", None) for module in model.policy.modules()]
+    return [one for one in found if isinstance(one, th.optim.Optimizer)]
+
+
+class DivergenceWatch:
+    """
+    Looks at rewards, gradients and parameters while a model is trained.
+
+    :param model: Of any algorithm
+    """
+
+    def __init__(self, model: BaseAlgorithm):
+        self.model = model
+        self._was_told = False
+        # A policy that learns jointly does so by itself
+        watched = [] if isinstance(model.policy, JointPolicy) else optimizers_of(model)
+        self._hooks = [optimizer.register_step_pre_hook(self._check_gradients) for optimizer in watched]
+
+    @staticmethod
+    def _check_gradients(optimizer: th.optim.Optimizer, *_: Any) -> None:
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        check_gradients(parameters, [optimizer])
+
+    def check_rewards(self, rewards: np.ndarray) -> None:
+        """
+        :param rewards: Of a step, ``(environments,)``
+        :raises ValueError: If one is not finite
+        """
+        if not np.isfinite(rewards).all():
+            raise ValueError(
+                f"The training would diverge: the environment gave the rewards {rewards} at time step "
+                f"{self.model.num_timesteps}. Rewards must be finite; look at the environment and its wrappers"
+            )
+
+    def check_parameters(self) -> None:
+        """Warn once if the updates have ruined the policy."""
+        is_on_policy = isinstance(self.model, OnPolicyAlgorithm)
+        if self._was_told or not (is_on_policy or self.model.num_timesteps % STEPS_APART < self.model.n_envs):
+            return
+        problem = describe_divergence(self.model.policy.parameters())
+        if problem is not None:
+            self._was_told = True
+            rates = describe_rates(optimizers_of(self.model))
+            warnings.warn(
+                f"The policy has diverged: {problem}, after updates with {rates}. {CAUSES}", UserWarning, stacklevel=2
+            )
+
+    def stop(self) -> None:
+        """Leave the optimisers as they were."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
