@@ -83,5 +83,5 @@ def test_schedule_of_the_encoder_alone(pixel_cartpole, tmp_path):
 
 def test_a_schedule_of_the_encoder_that_goes_wrong(pixel_cartpole):
     policy_kwargs = dict(SMALL_POLICY, encoder_lr_factor=LinearSchedule(1.0, -1.0, 1.0))
-    with pytest.raises(ValueError, match=r"encoder_lr_factor.*-1.0 at progress_remaining=0.0"):
+    with pytest.raises(ValueError, match=r"encoder_lr_factor.progress_remaining=0.0.*got -1.0"):
         PPO(JepaPolicy, pixel_cartpole, policy_kwargs=policy_kwargs, **SMALL_PPO)

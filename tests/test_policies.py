@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sb3_jepa import PPO, JepaCallback, JepaPolicy, JepaRolloutBuffer, Transitions
 from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.parts import StandardizedGridTokenizer, StandardizedPatchTokenizer
 from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO, make_counting_env
 
 ONE_BATCH = {**SMALL_PPO, "n_epochs": 1, "batch_size": 32, "max_grad_norm": 1e9}
@@ -301,9 +302,11 @@ def make_float_env(nan_from: int = 10**9):
 
 
 def test_normalized_images(tmp_path):
-    with pytest.raises(ValueError, match="normalize_images=False"):
-        PPO(JepaPolicy, make_float_env(), policy_kwargs=SMALL_POLICY)
+    # Without a word they are a grid, whose channels have nothing to do with each other
+    grid = PPO(JepaPolicy, make_float_env(), policy_kwargs=SMALL_POLICY)
+    assert isinstance(grid.policy.features_extractor.encoder.tokenizer, StandardizedGridTokenizer)
     model = PPO(JepaPolicy, make_float_env(), policy_kwargs=dict(SMALL_POLICY, normalize_images=False), **SMALL_PPO)
+    assert isinstance(model.policy.features_extractor.encoder.tokenizer, StandardizedPatchTokenizer)
     model.learn(64)
     model.policy.save(tmp_path / "policy.pth")
     JepaPolicy.load(tmp_path / "policy.pth")

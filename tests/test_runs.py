@@ -92,7 +92,7 @@ def test_curves_are_those_that_were_logged(output, pixel_cartpole, tmp_path):
     model.set_logger(configure(str(tmp_path / "run"), [output]))
     model.learn(3 * 32)
     steps, values = read_curves(tmp_path)["jepa/embedding_variance"]
-    assert steps.tolist() == [64, 96, 96]
+    assert steps.tolist() == [64, 96, 128]
     assert np.all(values > 0)
     # A text is no curve
     assert "jepa/verdict" not in read_curves(tmp_path)

@@ -47,7 +47,9 @@ def describe_divergence(parameters: Iterable[th.Tensor]) -> str | None:
     :param parameters: Of a policy
     :return: What is wrong with them; None if nothing is
     """
-    largest = th.stack([norm.float() for norm in th._foreach_norm(list(parameters), float("inf"))]).max()
+    # An encoder without class tokens has a parameter of no elements
+    norms = th._foreach_norm([parameter for parameter in parameters if parameter.numel() > 0], float("inf"))
+    largest = th.stack([norm.float() for norm in norms]).max()
     if not largest.isfinite():
         return "its parameters are NaN or infinite"
     return f"it has parameters as large as {float(largest):.1e}" if largest > LARGE_PARAMETER else None
