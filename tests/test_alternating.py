@@ -66,7 +66,7 @@ def test_alternating_training(algorithm, observation, tmp_path):
     assert list(encoders) == ALGORITHMS[algorithm][3]
     before = {name: parameters(encoder) for name, encoder in encoders.items()}
     callback = JepaCallback(objective_class=CheckedPrediction)
-    model.learn(16 + 64, callback=callback)
+    model.learn(64, callback=callback)
     for name, objective in callback.objectives.items():
         assert objective.n_updates > 0
         moved = distance(before[name], parameters(encoders[name]))

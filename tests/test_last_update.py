@@ -48,9 +48,9 @@ def test_no_step_has_two_points_though_a_training_goes_on(training, probe_is_las
     probe = ProbeCallback(attribute="state", every_n_rollouts=2, every_n_steps=1)
     for _ in range(3):
         callbacks = [JepaCallback(), probe] if probe_is_last else [probe, JepaCallback()]
-        model.learn(32 + 5 * 16, callback=callbacks, reset_num_timesteps=False, log_interval=1)
+        model.learn(7 * 16, callback=callbacks, reset_num_timesteps=False, log_interval=1)
     points = points_of(tmp_path)
-    assert {"train/loss", "jepa/prediction_loss", "jepa_probe/0"} <= points.keys()
+    assert {"train/loss", "jepa/prediction_loss", "jepa_probe/x"} <= points.keys()
     for name, of_name in points.items():
         steps = [step for step, _ in of_name]
         assert len(set(steps)) == len(steps), (name, steps)
@@ -58,27 +58,26 @@ def test_no_step_has_two_points_though_a_training_goes_on(training, probe_is_las
 
 @pytest.mark.parametrize("training", ["joint", "in turn"])
 def test_the_last_update_is_logged_where_the_next_rollout_would_have_ended(training, tmp_path):
-    # 32 steps to measure the inputs, and rollouts of 64
-    for name, trainings in dict(once=[32 + 4 * 64], twice=[32 + 2 * 64, 2 * 64]).items():
+    for name, trainings in dict(once=[4 * 64], twice=[2 * 64, 2 * 64]).items():
         model = make_model(training, n_steps=64)
         model.set_logger(configure(str(tmp_path / name), ["tensorboard", "json"]))
         for n_steps in trainings:
             model.learn(n_steps, callback=JepaCallback(), reset_num_timesteps=False)
         points = points_of(tmp_path / name)
         for scalar in ("train/loss", "jepa/prediction_loss", "jepa/momentum"):
-            assert [step for step, _ in points[scalar]] == [160, 224, 288, 352], scalar
+            assert [step for step, _ in points[scalar]] == [128, 192, 256, 320], scalar
 
 
 def test_of_a_rollout_that_is_stopped_the_end_is_where_it_would_have_been(tmp_path):
     class Stop(BaseCallback):
         def _on_step(self) -> bool:
-            return self.n_calls < 32 + 16 + 5
+            return self.n_calls < 16 + 5
 
     model = make_model("joint")
     model.set_logger(configure(str(tmp_path), ["tensorboard", "json"]))
     model.learn(1000, callback=Stop())
-    assert model.num_timesteps == 53
-    assert [step for step, _ in points_of(tmp_path)["train/loss"]] == [64]
+    assert model.num_timesteps == 21
+    assert [step for step, _ in points_of(tmp_path)["train/loss"]] == [32]
 
 
 def test_off_policy_the_last_update_is_logged_at_the_last_step(tmp_path):
@@ -104,7 +103,7 @@ def test_off_policy_a_step_at_which_an_episode_was_logged_is_taken(tmp_path):
 def test_the_logger_keeps_what_scripts_read_after_the_training(training, tmp_path):
     model = make_model(training)
     model.set_logger(configure(str(tmp_path), ["tensorboard", "json"]))
-    model.learn(32 + 32, callback=[JepaCallback(), ProbeCallback(attribute="state")])
+    model.learn(64, callback=[JepaCallback(), ProbeCallback(attribute="state")])
     kept = dict(model.logger.name_to_value)
     without = stable_baselines3.DQN if training == "off-policy" else stable_baselines3.PPO
     settings = OFF_POLICY if training == "off-policy" else SMALL_PPO

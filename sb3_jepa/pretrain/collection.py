@@ -87,9 +87,10 @@ def record_env(
 
 def _load_policy(path: str | os.PathLike) -> BaseAlgorithm:
     try:
-        return load_model(find_model(checks.path("policy", path)))
+        file = find_model(checks.path("policy", path))
     except ValueError as error:
         raise ValueError(f"`policy` must be a model or the path of a saved one, got {path!r}. {error}") from error
+    return load_model(file)
 
 
 def check_progress_bar(progress_bar: bool) -> None:
