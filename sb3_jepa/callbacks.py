@@ -24,6 +24,7 @@ from sb3_jepa.objectives import Objective
 from sb3_jepa.parts.ranks import n_ranks, rank
 from sb3_jepa.policies import JointPolicy
 from sb3_jepa.surprises import VecSurprise
+from sb3_jepa.transition_sources import ReplaySource
 
 # Logger outputs that hold tables of numbers, by Stable-Baselines3's names
 TABLE_OUTPUTS = ("stdout", "log", "json", "csv")
@@ -256,7 +257,8 @@ class JepaCallback(BaseCallback):
                 self._first_rollouts = None
                 self._followed_inputs.on_measured()
         else:
-            self._followed_inputs.on_rollout_end(None if self._alternating is None else self._alternating.source)
+            source = None if self._alternating is None else self._alternating.source
+            self._followed_inputs.on_rollout_end(source if isinstance(source, ReplaySource) else None)
         if self._alternating is not None:
             self._alternating.source.on_rollout_end()
             if self._alternating.measure_replay():

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_jepa.input_statistics import has_passed
 from sb3_jepa.parts.divergence import CAUSES, check_gradients, describe_divergence, describe_rates
 from sb3_jepa.policies import JointPolicy
 
-# Off-policy, the parameters are looked at so seldom
+# The parameters are looked at after so many time steps
 STEPS_APART = 100
+# The attribute of an optimiser that holds the hook of the latest watch: a training that was interrupted leaves it there
+HOOK = "jepa_watch"
 
 
 def optimizers_of(model: BaseAlgorithm) -> list[th.optim.Optimizer]:
@@ -35,8 +37,11 @@ class DivergenceWatch:
         self.model = model
         self._was_told = False
         # A policy that learns jointly does so by itself
-        watched = [] if isinstance(model.policy, JointPolicy) else optimizers_of(model)
-        self._hooks = [optimizer.register_step_pre_hook(self._check_gradients) for optimizer in watched]
+        self._watched = [] if isinstance(model.policy, JointPolicy) else optimizers_of(model)
+        self._n_steps_before = model.num_timesteps
+        self.stop()
+        for optimizer in self._watched:
+            setattr(optimizer, HOOK, optimizer.register_step_pre_hook(self._check_gradients))
 
     @staticmethod
     def _check_gradients(optimizer: th.optim.Optimizer, *_: Any) -> None:
@@ -56,8 +61,9 @@ class DivergenceWatch:
 
     def check_parameters(self) -> None:
         """Warn once if the updates have ruined the policy."""
-        is_on_policy = isinstance(self.model, OnPolicyAlgorithm)
-        if self._was_told or not (is_on_policy or self.model.num_timesteps % STEPS_APART < self.model.n_envs):
+        is_due = has_passed(self.model.num_timesteps, self._n_steps_before, STEPS_APART)
+        self._n_steps_before = self.model.num_timesteps
+        if self._was_told or not is_due:
             return
         problem = describe_divergence(self.model.policy.parameters())
         if problem is not None:
@@ -69,6 +75,7 @@ class DivergenceWatch:
 
     def stop(self) -> None:
         """Leave the optimisers as they were."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        for optimizer in self._watched:
+            if hasattr(optimizer, HOOK):
+                getattr(optimizer, HOOK).remove()
+                delattr(optimizer, HOOK)

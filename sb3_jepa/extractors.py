@@ -22,6 +22,7 @@ from sb3_jepa.parts import (
     measuring,
 )
 from sb3_jepa.parts.tokenizers import follow
+from sb3_jepa.saving import HOW_TO_FIT
 from sb3_jepa.tokenization import SpaceTokenizers, has_only_standardized
 
 
@@ -135,16 +136,16 @@ class JepaExtractor(BaseFeaturesExtractor):
         self.autocast, self.compile_kwargs = autocast, compile_kwargs
         self._warned_not_standardized = False
         tokenizer = SpaceTokenizers(
-            embed_dim,
-            patch_size,
-            numbers_per_token,
-            frames,
-            frames_as,
-            channels_first,
-            normalized_image,
-            drop_constant_tokens,
-            token_budget,
-            missing_as_nan,
+            embed_dim=embed_dim,
+            patch_size=patch_size,
+            numbers_per_token=numbers_per_token,
+            frames=frames,
+            frames_as=frames_as,
+            channels_first=channels_first,
+            normalized_image=normalized_image,
+            drop_constant_tokens=drop_constant_tokens,
+            token_budget=token_budget,
+            missing_as_nan=missing_as_nan,
         ).make(observation_space)
         self._selections = [
             module.selection
@@ -167,6 +168,14 @@ class JepaExtractor(BaseFeaturesExtractor):
         self._compile()
         if frozen:
             self.freeze()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        own = self.state_dict()
+        theirs = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        if any(theirs[name].shape != value.shape for name, value in own.items() if name in theirs):
+            # The last argument gathers what PyTorch says in its error
+            args[-1].append(HOW_TO_FIT)
 
     def freeze(self, frozen: bool = True) -> None:
         """

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch as th
@@ -13,12 +14,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_jepa.buffers import by_key, unkeyed
+from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.encoders import features_extractors, find_encoders, measure_inputs, n_inputs_to_measure
+from sb3_jepa.episodes import concatenate
 from sb3_jepa.extractors import JepaExtractor
 from sb3_jepa.objectives import Objective
 from sb3_jepa.parts import DictTokenizer, InputStandardization, MomentumEncoder
 from sb3_jepa.parts.ranks import gather_batch, rank
+from sb3_jepa.transition_sources import ReplaySource
 
 # Rows of a rollout that are evaluated at once
 BATCH_SIZE = 256
@@ -26,6 +29,8 @@ BATCH_SIZE = 256
 N_FOLLOWED = 1024
 # From here on, somebody should look at an input. Beyond 10, it is clipped
 MANY_DEVIATIONS = 30.0
+# What a model has observed since its statistics followed last; a training that goes on takes it over
+_observed: WeakKeyDictionary[BaseAlgorithm, list[Any]] = WeakKeyDictionary()
 
 
 class Timeout(NamedTuple):
@@ -197,44 +202,50 @@ class FollowedInputs:
 
     def __init__(self, model: BaseAlgorithm):
         self.model = model
-        self._observations: Any = None
+        self._is_due = False
+        self._keys: list[str] | None = None
         self._n_steps_before = model.num_timesteps
         self._told: set[str] = set()
         self.sees_nothing_vary = False
 
-    @property
-    def _is_due(self) -> bool:
-        return any(extractor.follows_inputs for extractor in _context_extractors(self.model.policy))
-
-    def on_rollout_end(self, replay: Any = None) -> None:
+    def on_rollout_end(self, replay: ReplaySource | None = None) -> None:
         """
         Keep what was observed: a rollout buffer forgets it before the next rollout.
 
-        :param replay: What gives the ``latest`` observations of an off-policy algorithm
+        :param replay: The source of an off-policy algorithm, which has the latest observations when they are due
         """
-        if not self._is_due:
-            return
+        self._is_due |= has_passed(self.model.num_timesteps, self._n_steps_before, N_FOLLOWED)
+        self._n_steps_before = self.model.num_timesteps
         if isinstance(self.model, OnPolicyAlgorithm):
-            buffer = self.model.rollout_buffer
-            rows = np.linspace(0, buffer.buffer_size * buffer.n_envs - 1, N_FOLLOWED).astype(np.int64)
-            steps, envs = np.divmod(np.unique(rows), buffer.n_envs)
-            observations = by_key(buffer.observations)
-            self._observations = unkeyed({key: array[steps, envs] for key, array in observations.items()})
-        else:
-            # Counted from the first step of the model, so that a training that goes on follows at the same steps
-            if self.model.num_timesteps // N_FOLLOWED > self._n_steps_before // N_FOLLOWED:
-                self._observations = replay.latest(N_FOLLOWED)
-            self._n_steps_before = self.model.num_timesteps
+            # All has been measured, and will not change
+            self._keys = followed_keys(self.model.policy) if self._keys is None else self._keys
+            if self._keys:
+                _observed.setdefault(self.model, []).append(self._sample_rollout(self.model, self._keys))
+        elif self._is_due and replay is not None and (keys := followed_keys(self.model.policy)):
+            latest = by_key(replay.latest(N_FOLLOWED))
+            _observed[self.model] = [unkeyed({key: latest[key] for key in keys})]
+
+    @staticmethod
+    def _sample_rollout(model: OnPolicyAlgorithm, keys: list[str]) -> Any:
+        buffer = model.rollout_buffer
+        n_rows = buffer.buffer_size * buffer.n_envs
+        rows = np.unique(np.linspace(0, n_rows - 1, min(n_rows, N_FOLLOWED)).astype(np.int64))
+        steps, envs = np.divmod(rows, buffer.n_envs)
+        observations = by_key(buffer.observations)
+        return unkeyed({key: observations[key][steps, envs] for key in keys})
 
     def follow(self, objectives: Mapping[str, Objective]) -> None:
         """
-        Follow what was kept, if there is something. To be called between an update and the next rollout.
+        Follow what was kept, if there is enough. To be called between an update and the next rollout.
 
         :param objectives: What the encoders learn, by the names of :func:`~sb3_jepa.encoders.find_encoders`
         """
-        if self._observations is not None:
-            follow_inputs(self.model.policy, self._observations, objectives)
-            self._observations = None
+        if not self._is_due:
+            return
+        self._is_due = False
+        observed = _observed.pop(self.model, [])
+        if observed:
+            follow_inputs(self.model.policy, concatenate(observed), objectives)
             self._tell_outliers()
 
     def on_measured(self) -> None:
@@ -272,6 +283,39 @@ class FollowedInputs:
             )
 
 
+def has_passed(n_steps: int, n_steps_before: int, n_apart: int) -> bool:
+    """
+    Counted from the first step of a model, so that a training that goes on does all things at the same steps.
+
+    :param n_steps: Number of time steps now
+    :param n_steps_before: ... and when it was looked at before
+    :param n_apart: After how many steps something is due
+    :return: Whether it has become due
+    """
+    return n_steps // n_apart > n_steps_before // n_apart
+
+
+def followed_keys(policy: BasePolicy) -> list[str]:
+    """
+    :param policy: Of any algorithm
+    :return: The keys of the observations whose statistics follow; all, if only an extractor of one's own knows which
+    """
+    keys: dict[str, None] = {}
+    for encoder in find_encoders(policy).values():
+        following = [one for one in encoder.modules() if isinstance(one, JepaExtractor) and one.follows_inputs]
+        if following and following != [encoder]:
+            return list(by_key(policy.observation_space))
+        for extractor in following:
+            tokenizer = extractor.encoder.tokenizer
+            of_keys = tokenizer.by_key if isinstance(tokenizer, DictTokenizer) else {NO_KEY: tokenizer}
+            keys.update(dict.fromkeys(key for key, one in of_keys.items() if _follows(one)))
+    return list(keys)
+
+
+def _follows(tokenizer: th.nn.Module) -> bool:
+    return any(isinstance(module, InputStandardization) and module.follows for module in tokenizer.modules())
+
+
 def _context_extractors(policy: BasePolicy) -> list[JepaExtractor]:
     modules = [module for encoder in find_encoders(policy).values() for module in encoder.modules()]
     return [module for module in modules if isinstance(module, JepaExtractor)]
@@ -283,10 +327,7 @@ def outlying_inputs(extractor: JepaExtractor) -> dict[str, float]:
     :return: By the names of the inputs that were far from their mean in the latest batch: how many deviations
     """
     tokenizer = extractor.encoder.tokenizer
-    if isinstance(tokenizer, DictTokenizer):
-        tokenizers = dict(zip(tokenizer.keys, tokenizer.tokenizers.values(), strict=True))
-    else:
-        tokenizers = {"the observation": tokenizer}
+    tokenizers = tokenizer.by_key if isinstance(tokenizer, DictTokenizer) else {"the observation": tokenizer}
     found = {}
     for key, one in tokenizers.items():
         for module in one.modules():
@@ -311,17 +352,16 @@ def follow_inputs(policy: BasePolicy, observations: Any, objectives: Mapping[str
     tensors = by_key(obs_as_tensor(observations, policy.device))
     of_all_ranks = unkeyed({key: gather_batch(tensor) for key, tensor in tensors.items()})
     inputs = preprocess_obs(of_all_ranks, policy.observation_space, normalize_images=policy.normalize_images)
-    extractors = features_extractors(policy)
-    for path, extractor in extractors.items():
-        # A target network does what its original does
-        _follow(extractor, inputs, extractors.get(path.replace("_target.", ".", 1), extractor))
+    for path, extractor in features_extractors(policy).items():
+        # A target network does what its original does, which may be shared and go by another path
+        _follow_in_parts(extractor, inputs, policy.get_submodule(path.replace("_target.", ".", 1)))
     encoders = find_encoders(policy)
     for name, objective in objectives.items():
         if isinstance(objective.target_encoder, MomentumEncoder):
-            _follow(objective.target_encoder.encoder, inputs, encoders[name])
+            _follow_in_parts(objective.target_encoder.encoder, inputs, encoders[name])
 
 
-def _follow(module: th.nn.Module, inputs: Any, original: th.nn.Module) -> None:
+def _follow_in_parts(module: th.nn.Module, inputs: Any, original: th.nn.Module) -> None:
     """
     :param module: An extractor, which may be made of others
     :param inputs: Of the module
@@ -338,10 +378,14 @@ def _follow(module: th.nn.Module, inputs: Any, original: th.nn.Module) -> None:
             part.follow_inputs(inputs)
         return
     # What a part sees, only the whole knows
-    hooks = [part.register_forward_pre_hook(lambda one, args: one.follow_inputs(args[0])) for part in following]
+    hooks = [part.register_forward_pre_hook(_follow_given, with_kwargs=True) for part in following]
     try:
         if following:
             module(inputs)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _follow_given(extractor: JepaExtractor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    extractor.follow_inputs(args[0] if args else kwargs["observations"])

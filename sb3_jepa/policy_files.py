@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_jepa.parts.ranks import rank
-from sb3_jepa.saving import find_misfits, in_memory, replace_when_complete, warn_if_not_finite
-
-HOW_TO_FIT = (
-    "Build the model with the `policy_kwargs` that they are of. If a file is of a version of sb3_jepa with other "
-    "defaults, say these: `PPO.load(path, custom_objects=dict(policy_kwargs=dict(features_extractor_kwargs=dict("
-    "patch_size=8))))`, for example, with all other `policy_kwargs` that the model had"
-)
+from sb3_jepa.saving import HOW_TO_FIT, find_misfits, in_memory, replace_when_complete, warn_if_not_finite
 
 if TYPE_CHECKING:
     _Base = ActorCriticPolicy

@@ -19,6 +19,12 @@ from stable_baselines3.common.save_util import open_path
 from sb3_jepa.parts.digests import digest
 from sb3_jepa.parts.standardization import FILLED_IN
 
+HOW_TO_FIT = (
+    "Build the model with the `policy_kwargs` that they are of. Files of an earlier sb3_jepa have patches of 16 pixels "
+    "and a token for each number: `PPO.load(path, custom_objects=dict(policy_kwargs=dict("
+    "features_extractor_kwargs=dict(patch_size=16, numbers_per_token=1))))`, with all other `policy_kwargs` that the "
+    "model had"
+)
 # What this process is writing to
 _unfinished_folders: set[pathlib.Path] = set()
 

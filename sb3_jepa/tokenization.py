@@ -60,6 +60,7 @@ class SpaceTokenizers:
 
     def __init__(
         self,
+        *,
         embed_dim: int,
         patch_size: int | None,
         numbers_per_token: int | None,
@@ -76,7 +77,6 @@ class SpaceTokenizers:
         self.numbers_per_token = checks.optional(checks.whole_number, "numbers_per_token", numbers_per_token)
         self.frames = frames
         self.frames_as = checks.choice("frames_as", frames_as, ("changes", "channels", "tokens"))
-        # None is for the smallest axis to tell
         self.channels_first = None if channels_first is None else checks.flag("channels_first", channels_first)
         self.normalized_image = checks.flag("normalized_image", normalized_image)
         self.drop_constant_tokens, self.token_budget = drop_constant_tokens, token_budget
@@ -186,32 +186,24 @@ def is_picture(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and (len(space.shape) in (3, 4) or (len(space.shape) == 2 and is_bytes(space)))
 
 
-def is_gymnasium_stack(space: spaces.Box) -> bool:
-    """
-    :param space: Of one observation, or of one key of a ``Dict``
-    :return: Whether it is a stack of images with channels, as Gymnasium's ``FrameStackObservation`` makes them
-    """
-    return len(space.shape) == 4 and is_bytes(space)
-
-
 def channel_axis(space: spaces.Box, channels_first: bool | None = None) -> int | None:
     """
     Where an image or grid, or those of a stack, have their channels.
 
     :param space: Of one observation, or of one key of a ``Dict``
-    :param channels_first: Whether they are first; None to take the smallest axis
+    :param channels_first: Whether they are first, where the smallest axis does not tell; None if it has to
     :return: -3 or -1; None if there are no channels
     :raises ValueError: If no axis is the smallest one, or if it lies between the others
     """
     if len(space.shape) == 2:
         return None
-    if channels_first is not None:
-        return -3 if channels_first else -1
     first, middle, last = space.shape[-3:]
     if first < min(middle, last):
         return -3
     if last < min(first, middle):
         return -1
+    if channels_first is not None:
+        return -3 if channels_first else -1
     raise ValueError(
         f"Which axis of {space} are the channels? The smallest one is taken for them, and here that is in doubt. Say "
         f"`channels_first=True` if they are the {first} in front, or `channels_first=False` if they are the {last} at "

@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3
+import torch as th
 from gymnasium import spaces
 
 from sb3_jepa import A2C, PPO, JepaCallback, JepaExtractor
@@ -99,3 +100,26 @@ def test_a_healthy_training_is_not_said_to_diverge(recwarn):
 def test_the_parameters_of_a_policy_that_is_well_are_far_from_the_limit():
     model = make_model("PPO", RewardingEnv(1.0)).learn(256)
     assert max(float(parameter.detach().abs().max()) for parameter in model.policy.parameters()) < 10
+
+
+def test_a_watch_that_was_interrupted_leaves_no_hooks_behind():
+    model = make_model("alternating PPO", RewardingEnv(np.nan))
+    for _ in range(3):
+        model.env.envs[0].env.n_steps = 0
+        with pytest.raises(ValueError, match="diverge"):
+            model.learn(64, callback=JepaCallback())
+        assert len(model.policy.optimizer._optimizer_step_pre_hooks) == 1
+    model.env.envs[0].env.odd_reward = 1.0
+    model.learn(64, callback=JepaCallback())
+    assert not model.policy.optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("train_freq", [64, (1, "episode")])
+def test_long_rollouts_off_policy_are_watched_too(train_freq):
+    env = RewardingEnv(1.0, action_space=spaces.Box(-1, 1, (1,)))
+    model = make_model("SAC", env, train_freq=train_freq)
+    model.learn(150, callback=JepaCallback())
+    with th.no_grad():
+        model.actor.mu.bias.fill_(1e5)
+    with pytest.warns(UserWarning, match="as large as 1.0e"):
+        model.learn(300, callback=JepaCallback(), reset_num_timesteps=False)

@@ -44,8 +44,19 @@ class DriftingEnv(gym.Env):
         return self._observe(), reward, self.time == self.episode_length, False, {}
 
 
+class ContinuousDriftingEnv(DriftingEnv):
+    """The same with a continuous action."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.action_space = spaces.Box(-1, 1, (1,))
+
+    def step(self, action):
+        return super().step(int(action[0] > 0))
+
+
 def statistics_of(module: th.nn.Module) -> dict[str, th.Tensor]:
-    names = ("mean", "variance", "deviation", "n_seen", "n_present", "first_deviation")
+    names = ("mean", "variance", "deviation", "n_seen", "n_present", "first_deviation", "first_mean")
     return {name: value for name, value in module.state_dict().items() if name.rpartition(".")[2] in names}
 
 
@@ -56,13 +67,13 @@ def test_what_the_policy_computes_stays_the_same():
     before = [encoder(probe) for encoder in encoders]
     weights = [encoder.encoder.tokenizer[1].direction.clone() for encoder in encoders]
     for _ in range(50):
-        follow_inputs(model.policy, 2 + 4 * np.random.randn(64, 2).astype(np.float32), model.policy.objectives)
+        follow_inputs(model.policy, 0.8 + 4 * np.random.randn(64, 2).astype(np.float32), model.policy.objectives)
     for encoder, embedding, weight in zip(encoders, before, weights, strict=True):
         assert th.allclose(encoder(probe), embedding, atol=1e-4)
         assert not th.allclose(encoder.encoder.tokenizer[1].direction, weight, rtol=0.2)
     own, theirs = (statistics_of(encoder) for encoder in encoders)
     assert all(th.equal(value, theirs[name]) for name, value in own.items())
-    assert th.allclose(encoders[0].standardizations[0].mean, th.tensor(2.0), atol=0.7)
+    assert th.allclose(encoders[0].standardizations[0].mean, th.tensor(0.8), atol=0.7)
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "A2C", "alternating PPO", "DQN"])
@@ -106,7 +117,26 @@ def test_what_is_frozen_does_not_follow(tmp_path):
     assert all(th.equal(value, after[name]) for name, value in before.items())
 
 
-def test_an_encoder_within_another_extractor_follows():
+def test_the_target_network_of_a_frozen_encoder_that_is_shared_does_not_follow(tmp_path):
+    policy_kwargs = dict(ALTERNATING, share_features_extractor=True)
+
+    def make():
+        env = make_vec_env(lambda: ContinuousDriftingEnv(growth=9.0), n_envs=8, seed=0)
+        return stable_baselines3.SAC(
+            "MlpPolicy", env, learning_starts=64, train_freq=16, policy_kwargs=dict(policy_kwargs), device="cpu"
+        )
+
+    path = save_encoder(make().learn(128, callback=JepaCallback()), tmp_path / "encoder.pth")
+    model = make()
+    load_encoder(model, path, freeze=True)
+    model.learn(2500, callback=JepaCallback())
+    own, target = model.critic.features_extractor, model.critic_target.features_extractor
+    theirs = statistics_of(target)
+    assert all(th.equal(value, theirs[name]) for name, value in statistics_of(own).items())
+
+
+@pytest.mark.parametrize("by_keyword", [True, False])
+def test_an_encoder_within_another_extractor_follows(by_keyword):
     class Twice(BaseFeaturesExtractor):
         """What the encoder sees is known to nobody outside."""
 
@@ -115,7 +145,7 @@ def test_an_encoder_within_another_extractor_follows():
             self.inner = JepaExtractor(observation_space, **SMALL_EXTRACTOR)
 
         def forward(self, observations):
-            return self.inner(2 * observations)
+            return self.inner(observations=2 * observations) if by_keyword else self.inner(2 * observations)
 
     kwargs = dict(features_extractor_class=Twice, net_arch=[16])
     model = stable_baselines3.PPO("MlpPolicy", DriftingEnv(), policy_kwargs=kwargs, **SMALL_PPO)
@@ -130,7 +160,7 @@ def test_an_encoder_within_another_extractor_follows():
 
 
 def test_a_column_at_thirty_deviations_is_told_once():
-    model = PPO("JepaPolicy", DriftingEnv(outlier_at=40), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+    model = PPO("JepaPolicy", DriftingEnv(outlier_at=20), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     with pytest.warns(UserWarning, match=r"number 0 of the observation \(\d+\).*clipped") as told:
         model.learn(256)
     assert len([warning for warning in told if "deviations away" in str(warning.message)]) == 1
@@ -154,7 +184,7 @@ def test_the_key_of_an_odd_number_is_told():
     env = make_vec_env(lambda: Spike(space), n_envs=2, seed=0)
     model = PPO("JepaPolicy", env, policy_kwargs=SMALL_POLICY, **dict(SMALL_PPO, n_steps=128))
     with pytest.warns(UserWarning, match="number 2 of joints"):
-        model.learn(512)
+        model.learn(2048)
 
 
 class BlackEnv(CountingImageEnv):
@@ -210,3 +240,14 @@ def test_what_decides_the_reward_is_learned_in_spite_of_odd_inputs(kwargs):
     model = PPO("JepaPolicy", env, seed=0, device="cpu").learn(20_000)
     returns = [episode["r"] for episode in model.ep_info_buffer]
     assert np.mean(returns) > 14
+
+
+def test_short_rollouts_are_gathered_until_they_tell_enough():
+    env = make_vec_env(lambda: DriftingEnv(growth=9.0), n_envs=2, seed=0)
+    policy_kwargs = dict(features_extractor_kwargs=dict(SMALL_EXTRACTOR, standardize_frames=10), net_arch=[16])
+    model = A2C("JepaPolicy", env, policy_kwargs=policy_kwargs, seed=0, device="cpu")
+    (standardization,) = model.policy.features_extractor.standardizations
+    # In parts, as who goes on with a training does
+    for n_steps, n_seen in ((600, 10), (500, 1030), (1000, 2050)):
+        model.learn(n_steps, reset_num_timesteps=False)
+        assert int(standardization.n_seen) == pytest.approx(n_seen, abs=10)

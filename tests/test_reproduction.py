@@ -9,7 +9,7 @@ from tests.conftest import run_example
 def test_finished_runs_are_kept_others_start_again_and_all_are_reported(tmp_path):
     pytest.importorskip("pandas")
     pytest.importorskip("matplotlib")
-    runs = ("--folder", str(tmp_path / "runs"), "--jobs", "1", "--timesteps", "1024")
+    runs = ("--folder", str(tmp_path / "runs"), "--jobs", "1", "--timesteps", "2048")
     run_example("reproduction/run.py", *runs, "--arms", "1", "cnn-ours")
     results = [tmp_path / "runs" / "cartpole" / arm / "seed0" / "result.json" for arm in ("1", "cnn-ours")]
     finished, interrupted = ((path, path.stat().st_mtime_ns) for path in results)
@@ -20,7 +20,7 @@ def test_finished_runs_are_kept_others_start_again_and_all_are_reported(tmp_path
     assert finished[0].stat().st_mtime_ns == finished[1]
     assert interrupted[0].stat().st_mtime_ns > interrupted[1]
     # Other settings are another run
-    run_example("reproduction/run.py", *runs, "--arms", "1", "--timesteps", "1025")
+    run_example("reproduction/run.py", *runs, "--arms", "1", "--timesteps", "2049")
     assert finished[0].stat().st_mtime_ns > finished[1]
 
     run_example("reproduction/run.py", *runs, "--tasks", "pendulum", "--arms", "default")

@@ -446,7 +446,8 @@ def areas_under_curves(model, frame_size: int, n: int = 500) -> tuple[float, flo
 def test_what_cannot_happen_is_surprising(seed):
     env = make_pixel_vec_env("CartPole-v1", n_envs=8, seed=seed, frame_size=32)
     policy_kwargs = dict(
-        features_extractor_class=JepaExtractor, features_extractor_kwargs=dict(depth=1, standardize_frames=512)
+        features_extractor_class=JepaExtractor,
+        features_extractor_kwargs=dict(depth=1, patch_size=16, standardize_frames=512),
     )
     model = stable_baselines3.PPO(
         "MlpPolicy", env, n_steps=128, batch_size=64, n_epochs=1, policy_kwargs=policy_kwargs, seed=seed, device="cpu"

@@ -85,6 +85,29 @@ def test_what_decides_is_the_smallest_axis():
     assert standardization.changes_of == 2
 
 
+def test_what_stable_baselines3_has_transposed_is_not_transposed_again():
+    # Said for the grid, where it is in doubt
+    space = spaces.Dict(camera=picture(84, 84, 3), board=box(8, 8, 8))
+    policy_kwargs = dict(features_extractor_kwargs=dict(channels_first=False))
+    model = PPO("JepaPolicy", make_vec_env(lambda: FakeEnv(space)), policy_kwargs=policy_kwargs, device="cpu")
+    camera = model.policy.features_extractor.encoder.tokenizer.by_key["camera"]
+    assert camera.tokenizer.token_shape == (1, 6, 6)
+
+
+def test_old_files_of_many_categories_are_not_taken_for_new_ones():
+    old, new = (
+        JepaExtractor(spaces.MultiDiscrete([3] * 40), numbers_per_token=n_per_token) for n_per_token in (1, None)
+    )
+    with pytest.raises(RuntimeError, match="code"):
+        new.load_state_dict(old.state_dict())
+
+
+def test_stock_policies_tell_how_to_load_an_old_file():
+    old, new = (JepaExtractor(box(40), numbers_per_token=n_per_token) for n_per_token in (1, None))
+    with pytest.raises(RuntimeError, match="numbers_per_token=1"):
+        new.load_state_dict(old.state_dict())
+
+
 def test_a_grey_image_is_the_one_with_a_channel():
     images = th.randint(256, (5, 40, 40), dtype=th.uint8)
     th.manual_seed(0)

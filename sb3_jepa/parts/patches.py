@@ -12,10 +12,10 @@ from sb3_jepa.parts.token_selection import TokenSelection, take_places
 
 # Below this, the tokens of images are made step by step
 MIN_IMAGES_TO_FOLD = 16
-# Of the patches, for the others to be worth leaving out
+# Above this share of patches that differ from the mean, one product for all is faster
 MAX_SHARE_IN_FRONT = 0.75
-# Of an image or grid, by default
-MIN_TOKENS, MAX_TOKENS = 16, 64
+# Bounds for the number of patches that the default size leaves
+LEAST_PATCHES, MOST_PATCHES = 16, 64
 
 
 def default_patch_size(height: int, width: int) -> int:
@@ -33,8 +33,8 @@ def default_patch_size(height: int, width: int) -> int:
         return -(-height // patch_size) * -(-width // patch_size)
 
     patch_size = 1
-    while (n_patches(2 * patch_size) >= MIN_TOKENS and 2 * patch_size <= min(height, width)) or (
-        n_patches(patch_size) > MAX_TOKENS
+    while (n_patches(2 * patch_size) >= LEAST_PATCHES and 2 * patch_size <= min(height, width)) or (
+        n_patches(patch_size) > MOST_PATCHES
     ):
         patch_size *= 2
     return patch_size

@@ -15,10 +15,13 @@ CLIP = 10.0
 OUTLIER_FACTOR, ORDINARY_FRACTION = 4.0, 0.99
 # Of so many observations, the latest, are statistics that follow the data
 WINDOW = 10_000
-# The weights make up for a deviation that has changed by at most this factor since it was first measured
-MAX_RESCALING = 10.0
+# The weights make up for a deviation that has changed by at most this factor since it was first measured, and a bias
+# for a mean that has moved by at most so many of these deviations (beyond, a LayerNorm leaves little of the input)
+MAX_RESCALING, MAX_SHIFT = 10.0, 1.0
+# More rows tell no more about the statistics to follow
+MAX_ROWS = 100_000
 # Buffers that files of older versions lack, and that are worked out from the others
-FILLED_IN = ("n_present", "first_deviation")
+FILLED_IN = ("n_present", "first_deviation", "first_mean")
 # A deviation below this fraction of the mean is float32's rounding
 ROUNDING = 5e-7
 
@@ -58,8 +61,9 @@ class InputStandardization(nn.Module):
     n_seen: th.Tensor
     # How often each number was there
     n_present: th.Tensor | None
-    # As it was when the input was first seen to vary; 0 until then
+    # As they were when the input was first seen to vary; until then, the deviation is 0
     first_deviation: th.Tensor | None
+    first_mean: th.Tensor | None
 
     def __init__(self, shape: Sequence[int], changes_of: int = 1, per: str = "frame"):
         super().__init__()
@@ -70,7 +74,7 @@ class InputStandardization(nn.Module):
             raise ValueError(f"`changes_of` must divide the first side of `shape`, {shape}, got {changes_of}")
         self.per = checks.choice("per", per, ("frame", "channel", "input"))
         self.is_measuring = False
-        # In the latest batch, how many deviations each input was at most away from its mean; 0 where nearly all are one
+        # How many deviations each input was at most away from its mean in the latest batch; 0 where 99 in 100 are equal
         self.largest: th.Tensor | None = None
         of_channel = (shape[0], *[1] * (len(shape) - 1)) if len(shape) > 0 else ()
         measured = of_channel if per == "channel" else tuple(shape)
@@ -80,6 +84,7 @@ class InputStandardization(nn.Module):
         self.register_buffer("n_seen", th.zeros((), dtype=th.long))
         self.register_buffer("n_present", th.zeros(measured, dtype=th.long) if self.follows else None)
         self.register_buffer("first_deviation", th.zeros(measured) if self.follows else None)
+        self.register_buffer("first_mean", th.zeros(measured) if self.follows else None)
 
     @property
     def follows(self) -> bool:
@@ -98,6 +103,7 @@ class InputStandardization(nn.Module):
             state_dict.setdefault(f"{prefix}n_present", n_seen.expand_as(self.n_present).clone())
         if self.first_deviation is not None and f"{prefix}variance" in state_dict:
             state_dict.setdefault(f"{prefix}first_deviation", state_dict[f"{prefix}variance"].sqrt())
+            state_dict.setdefault(f"{prefix}first_mean", state_dict[f"{prefix}mean"].clone())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @th.no_grad()
@@ -108,8 +114,9 @@ class InputStandardization(nn.Module):
         :param inputs: ``(batch, *shape)``
         """
         self._merge(inputs)
-        if self.first_deviation is not None:
+        if self.first_deviation is not None and self.first_mean is not None:
             self.first_deviation.copy_(th.where(self.variance > 0, self.deviation, 0.0))
+            self.first_mean.copy_(self.mean)
 
     @th.no_grad()
     def follow(self, inputs: th.Tensor, mean_stays: bool = False) -> tuple[th.Tensor, th.Tensor]:
@@ -119,24 +126,32 @@ class InputStandardization(nn.Module):
         multiplied by the ratio :math:`r = \sigma' / \sigma`, and with a bias to which these new weights times the shift
         :math:`(\mu' - \mu) / \sigma'` are added, it computes what it has computed, of all that is not clipped.
 
-        The ratio is limited: after all updates, the weights have grown or shrunk at most tenfold. An input that moves
-        much more than it once did, or that has never moved, has no weights worth keeping; it is better learned anew
-        than to let weights grow a thousandfold, which no learning rate fits.
+        Both are limited. After all updates, the weights have grown or shrunk at most tenfold, and the shifts amount to
+        at most one of the deviations that were first measured. An input that moves much more or much further than it
+        once did, or that has never moved, has no weights worth keeping; it is better learned anew than to let weights
+        grow a thousandfold, which no learning rate fits, or a bias that leaves nothing to see of the input beside it.
 
         :param inputs: ``(batch, *shape)``
         :param mean_stays: Whether to leave the mean as it is, and to measure the deviation from it
         :return: Ratio and shift, of the shape of the mean
         """
         assert self.first_deviation is not None
+        assert self.first_mean is not None
         mean, deviation, first = self.mean.clone(), self.deviation.clone(), self.first_deviation
         self._merge(inputs, WINDOW, mean_stays)
         varied = first > 0
-        first.copy_(th.where(~varied & (self.variance > 0), self.deviation, first))
+        varies_now = ~varied & (self.variance > 0)
+        first.copy_(th.where(varies_now, self.deviation, first))
+        self.first_mean.copy_(th.where(varies_now, mean, self.first_mean))
         before, after = (
             (one / first.clamp(min=th.finfo(first.dtype).tiny)).clamp(1 / MAX_RESCALING, MAX_RESCALING)
             for one in (deviation, self.deviation)
         )
-        return th.where(varied, after / before, 1.0), (self.mean - mean) / self.deviation
+        unit = th.where(first > 0, first, self.deviation)
+        moved, moved_before = (
+            ((one - self.first_mean) / unit).clamp(-MAX_SHIFT, MAX_SHIFT) for one in (self.mean, mean)
+        )
+        return th.where(varied, after / before, 1.0), (moved - moved_before) * unit / self.deviation
 
     def _rows(self, inputs: th.Tensor) -> th.Tensor:
         """What is measured, ``(rows, *shape of the mean)``."""
@@ -147,6 +162,8 @@ class InputStandardization(nn.Module):
 
     def _merge(self, inputs: th.Tensor, window: int | None = None, mean_stays: bool = False) -> None:
         all_rows = self._rows(inputs)
+        n_rows_of_one, stride = len(all_rows) // len(inputs), 1 if window is None else len(all_rows) // MAX_ROWS + 1
+        all_rows = all_rows[::stride]
         rows, is_spread = without_outliers(all_rows) if self.follows else (all_rows, None)
         variance, mean = self._of_batch(rows)
         if mean_stays:
@@ -154,10 +171,10 @@ class InputStandardization(nn.Module):
         n_before, n_new = self.n_seen.clone(), th.full_like(self.n_seen, len(inputs))
         self.n_seen.add_(len(inputs))
         if self.n_present is not None:
-            n_before, n_new = self.n_present.clone(), (~rows.isnan()).sum(dim=0)
+            n_before, n_new = self.n_present.clone(), stride * (~rows.isnan()).sum(dim=0)
             self.n_present.add_(n_new)
         if window is not None:
-            n_before = n_before.clamp(max=window * (len(rows) // len(inputs)))
+            n_before = n_before.clamp(max=window * n_rows_of_one)
         # Of what was never there, neither changes
         fraction = n_new / (n_before + n_new).clamp(min=1)
         difference = mean - self.mean
@@ -236,9 +253,10 @@ def without_outliers(rows: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     :return: The same, with the outliers at that limit; and where there is one. Where 99 in 100 values are the same,
         those that are not are what there is to tell, and none is an outlier.
     """
-    center = rows.nanmedian(dim=0).values
-    distances = (rows - center).abs().nan_to_num(0.0)
-    n_ordinary = 1 + int(ORDINARY_FRACTION * (len(rows) - 1))
+    some = rows[:: len(rows) // MAX_ROWS + 1]
+    center = some.nanmedian(dim=0).values
+    distances = (some - center).abs().nan_to_num(0.0)
+    n_ordinary = 1 + int(ORDINARY_FRACTION * (len(some) - 1))
     ordinary = distances.movedim(0, -1).contiguous().kthvalue(n_ordinary).values
     is_spread = ordinary > 0
     limit = th.where(is_spread, OUTLIER_FACTOR * ordinary, th.inf)

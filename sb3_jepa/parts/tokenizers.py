@@ -48,8 +48,9 @@ class ColumnTokenizer(nn.Module):
     @property
     def n_inputs(self) -> list[int]:
         """Number of inputs of each token."""
-        *full, _ = [self.numbers_per_token] * len(self.code)
-        return [*full, self.numbers_per_token - self.n_missing]
+        sizes = [self.numbers_per_token] * len(self.code)
+        sizes[-1] -= self.n_missing
+        return sizes
 
     def token_inputs(self, vectors: th.Tensor) -> th.Tensor:
         """
@@ -130,7 +131,7 @@ class StandardizedColumnTokenizer(nn.Sequential):
 class CategoryTokenizer(nn.Module):
     """
     Each categorical variable is a token: the learned embedding of its category. Of many variables, a token may hold
-    several neighbours, and is the sum of their embeddings.
+    several neighbours, and is the sum of their embeddings, plus a code that says which ones they are.
 
     :param sizes: Number of categories of each variable
     :param embed_dim: Width of a token
@@ -146,6 +147,7 @@ class CategoryTokenizer(nn.Module):
         self.sizes = [sum(sizes[start : start + variables_per_token]) for start in starts]
         self.variables_per_token = variables_per_token
         self.embedding = nn.Parameter(th.empty(sum(self.sizes), embed_dim))
+        self.code = nn.Parameter(th.zeros(len(self.sizes), embed_dim)) if variables_per_token > 1 else None
         self.reset_parameters()
 
     @property
@@ -179,9 +181,10 @@ class CategoryTokenizer(nn.Module):
         """
         variables = one_hot.flatten(1).split(self.sizes, dim=1)
         embeddings = self.embedding.split(self.sizes)
-        return th.stack(
+        tokens = th.stack(
             [variable @ embedding for variable, embedding in zip(variables, embeddings, strict=True)], dim=1
         )
+        return tokens if self.code is None else tokens + self.code
 
 
 class DictTokenizer(nn.Module):
@@ -202,6 +205,11 @@ class DictTokenizer(nn.Module):
         self.tokenizers = nn.ModuleDict({_module_name(key): tokenizers[key] for key in self.keys})
         self.type_code = nn.Parameter(th.empty(len(self.keys), embed_dim))
         nn.init.normal_(self.type_code, std=0.02)
+
+    @property
+    def by_key(self) -> dict[str, nn.Module]:
+        """The tokenizers by the keys of an observation."""
+        return dict(zip(self.keys, self.tokenizers.values(), strict=True))
 
     @property
     def token_shape(self) -> tuple[int, ...]:
@@ -242,11 +250,12 @@ def follow(tokenizer: nn.Module, observations: Any) -> None:
     Let the input statistics that do so follow the data; tokens stay as they are.
 
     :param tokenizer: Any of these, or a ``Sequential`` that ends with one
-    :param observations: What it takes
+    :param observations: What it takes; of a ``Dict``, keys that have no such statistics may be missing
     """
     if isinstance(tokenizer, DictTokenizer):
-        for key, one in zip(tokenizer.keys, tokenizer.tokenizers.values(), strict=True):
-            follow(one, observations[key])
+        for key, one in tokenizer.by_key.items():
+            if key in observations:
+                follow(one, observations[key])
     elif hasattr(tokenizer, "follow"):
         tokenizer.follow(observations)  # type: ignore[operator]
     elif type(tokenizer) is nn.Sequential:
