@@ -236,7 +236,8 @@ class JepaExtractor(BaseFeaturesExtractor):
     def follow_inputs(self, observations: PyTorchObs) -> None:
         """
         Let the statistics of vectors and grids follow the data, so that what moves later, or moves away, is neither
-        clipped nor too small to be seen. The first linear layer makes up for it: what is computed stays the same, see
+        clipped nor too small to be seen. The first linear layer makes up for it: what is computed stays the same, but
+        for inputs that have moved so far that they are better learned anew, see
         :meth:`~sb3_jepa.parts.InputStandardization.follow`. Images, whose range is known, stay as they were measured.
 
         :param observations: Preprocessed observations

@@ -185,7 +185,7 @@ def test_what_moves_a_thousand_times_more_blows_up_no_weights():
     # It has come back to where it began
     for _ in range(200):
         tokenizer.follow(th.randn(1024, 1))
-    assert float(columns.direction.detach().norm() / norm) == pytest.approx(1.0, rel=0.1)
+    assert float((columns.direction.norm() / norm).detach()) == pytest.approx(1.0, rel=0.1)
 
 
 def test_a_number_that_moves_away_is_seen_where_it_is():
