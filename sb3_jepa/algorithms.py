@@ -36,7 +36,7 @@ class JointTraining(TrainingOnRanks):
         JepaDictRolloutBuffer,
     )
 
-    # Those that are others for a JepaPolicy
+    # Defaults that differ for a JepaPolicy
     jepa_defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any):
