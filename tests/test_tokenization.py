@@ -1,11 +1,11 @@
 """What an observation looks like decides what becomes a token, without an argument."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
-from gymnasium.wrappers import FrameStackObservation
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_jepa import PPO, JepaCallback, JepaExtractor
@@ -155,9 +155,10 @@ def test_frame_stacks_of_gymnasium_share_their_frames():
     assert not has_frames(picture(64, 64, 3))
 
 
+@pytest.mark.skipif(not hasattr(gym.wrappers, "FrameStackObservation"), reason="Gymnasium has it since 1.0")
 def test_gymnasium_stacks_channels_first_images():
     def make():
-        return FrameStackObservation(FakeEnv(picture(3, 32, 32)), 2)
+        return gym.wrappers.FrameStackObservation(FakeEnv(picture(3, 32, 32)), 2)
 
     model = PPO("JepaPolicy", make_vec_env(make), n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(16)
     assert model.observation_space.shape == (2, 3, 32, 32)
