@@ -43,6 +43,7 @@ def test_finished_runs_are_kept_others_start_again_and_all_are_reported(tmp_path
     assert len((tmp_path / "probe.csv").read_text().splitlines()) > 2
 
 
+@pytest.mark.expensive
 def test_arms_take_turns_until_they_return_enough(tmp_path):
     out = tmp_path / "times.json"
     arguments = ("--arms", "default", "cnn-sb3", "--wanted", "15", "--timesteps", "100000", "--out", str(out))
