@@ -19,7 +19,7 @@ from sb3_jepa.callbacks import JepaCallback
 from sb3_jepa.distributed import TrainingOnRanks
 from sb3_jepa.parts.ranks import rank
 from sb3_jepa.policies import JepaPolicy, JointPolicy
-from sb3_jepa.saving import check_model_file, in_memory, replace_when_complete, warn_if_not_finite
+from sb3_jepa.saving import check_model_file, in_memory, warn_if_not_finite, write_file
 from sb3_jepa.teachers import describe_teacher
 
 
@@ -96,12 +96,7 @@ class JointTraining(TrainingOnRanks):
         if rank() > 0 and isinstance(path, (str, pathlib.Path)):
             return
         warn_if_not_finite(self.policy.state_dict(), "The policy")
-        content = in_memory(lambda file: super(JointTraining, self).save(file, exclude, include))
-        if not isinstance(path, (str, pathlib.Path)):
-            path.write(content)
-            return
-        with replace_when_complete(path, suffix=".zip") as unfinished:
-            unfinished.write_bytes(content)
+        write_file(path, in_memory(lambda file: super(JointTraining, self).save(file, exclude, include)), ".zip")
 
     @classmethod
     def load(cls, path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> Any:

@@ -51,8 +51,8 @@ class EncoderLearner:
         self.gauge.to(next(encoder.parameters()).device)
         trained = [*encoder.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
         self.optimizer = th.optim.Adam(trained, lr=learning_rate, fused=True)
-        # The algorithm's change the encoder too
-        self._optimizers = [self.optimizer, *optimizers_of(model)]
+        # They change the encoder too
+        self._optimizers_of_model = optimizers_of(model)
 
     def learn(self, observations: Any, actions: th.Tensor, next_observations: Any, valid: th.Tensor) -> None:
         """
@@ -70,7 +70,7 @@ class EncoderLearner:
         self.optimizer.zero_grad()
         if output.loss.requires_grad:
             output.loss.backward()
-            check_gradients(self.optimizer.param_groups[0]["params"], self._optimizers)
+            check_gradients(self.optimizer, self._optimizers_of_model)
             self.optimizer.step()
             self.objective.update_target(self.encoder)
         # The algorithm's optimiser has the encoder too

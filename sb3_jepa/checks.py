@@ -160,15 +160,16 @@ def sizes(name: str, value: Any, least: int = 1, also: str = "") -> tuple[int, .
     return tuple(int(size) for size in value)
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any, also: str = "") -> bool:
     """
     :param name: Of the argument
     :param value: What was given
+    :param also: What else is accepted
     :return: The truth value
     :raises ValueError: If it is none
     """
     if not isinstance(value, (bool, np.bool_)):
-        refuse(name, "True or False", value)
+        refuse(name, _either("True or False", also), value)
     return bool(value)
 
 

@@ -1,7 +1,6 @@
 """Watching over a training, so that it says what went wrong before its parameters are lost."""
 
 import warnings
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -41,12 +40,7 @@ class DivergenceWatch:
         self._n_steps_before = model.num_timesteps
         self.stop()
         for optimizer in self._watched:
-            setattr(optimizer, HOOK, optimizer.register_step_pre_hook(self._check_gradients))
-
-    @staticmethod
-    def _check_gradients(optimizer: th.optim.Optimizer, *_: Any) -> None:
-        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        check_gradients(parameters, [optimizer])
+            setattr(optimizer, HOOK, optimizer.register_step_pre_hook(lambda one, *_: check_gradients(one)))
 
     def check_rewards(self, rewards: np.ndarray) -> None:
         """

@@ -15,11 +15,11 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa import checks
 from sb3_jepa.buffers import by_key, unkeyed
-from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.extractors import JepaExtractor, jepa_extractors
 from sb3_jepa.objectives import Objective
 from sb3_jepa.parts import MomentumEncoder, measuring
 from sb3_jepa.parts.ranks import gather_batch
-from sb3_jepa.saving import find_misfits, find_not_finite, in_memory, reading, replace_when_complete, warn_if_not_finite
+from sb3_jepa.saving import find_misfits, find_not_finite, in_memory, reading, warn_if_not_finite, write_file
 
 SAFETENSORS = ".safetensors"
 # Observations that are measured at once: a long rollout of images, as floats, may not fit into memory
@@ -92,9 +92,8 @@ def n_inputs_to_measure(policy: BasePolicy) -> int:
     :return: Number of observations that the input statistics of its encoders still lack
     """
     # Not those of a frozen teacher, which nobody measures
-    parts = [module for extractor in features_extractors(policy).values() for module in extractor.modules()]
-    extractors = [part for part in parts if isinstance(part, JepaExtractor)]
-    return max((extractor.n_inputs_to_measure for extractor in extractors), default=0)
+    parts = (part for extractor in features_extractors(policy).values() for part in jepa_extractors(extractor))
+    return max((part.n_inputs_to_measure for part in parts), default=0)
 
 
 @th.no_grad()
@@ -116,8 +115,8 @@ def measure_inputs(
     # As they are stored: images are bytes
     of_all_ranks = {key: gather_batch(tensor).split(BATCH_SIZE) for key, tensor in tensors.items()}
     for extractor in features_extractors(policy).values():
-        parts = [module for module in extractor.modules() if isinstance(module, JepaExtractor)]
-        lacking = [one for part in parts if part.n_inputs_to_measure > 0 for one in part.standardizations]
+        parts = [part for part in jepa_extractors(extractor) if part.n_inputs_to_measure > 0]
+        lacking = [standardization for part in parts for standardization in part.standardizations]
         if lacking:
             # Of ours, what comes after the tokens need not be computed
             through = extractor.encoder.tokenizer if isinstance(extractor, JepaExtractor) else extractor
@@ -163,12 +162,9 @@ def write_encoder(module: th.nn.Module, path: str | pathlib.Path) -> pathlib.Pat
         path = path.with_suffix(SAFETENSORS if find_spec("safetensors") else ".pth")
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     warn_if_not_finite(state, "The encoder")
-    with replace_when_complete(path) as unfinished:
-        if path.suffix == SAFETENSORS:
-            # Its save_file() keeps the file from all other users
-            unfinished.write_bytes(_safetensors().save(state))
-        else:
-            unfinished.write_bytes(in_memory(lambda file: th.save(state, file)))
+    # The save_file() of safetensors keeps the file from all other users
+    is_safe = path.suffix == SAFETENSORS
+    write_file(path, _safetensors().save(state) if is_safe else in_memory(lambda file: th.save(state, file)))
     return path
 
 

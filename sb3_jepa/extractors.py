@@ -364,10 +364,18 @@ def preprocess(observations: Any, space: spaces.Space, normalize_images: bool, e
     return preprocess_obs(observations, space, normalize_images=normalize_images)
 
 
+def jepa_extractors(module: nn.Module) -> list[JepaExtractor]:
+    """
+    :param module: Such as a policy, or an extractor that is made of others
+    :return: Those in it, itself among them if it is one
+    """
+    return [one for one in module.modules() if isinstance(one, JepaExtractor)]
+
+
 def takes_nan(policy: nn.Module) -> bool:
     """
     :param policy: Of any algorithm
     :return: Whether NaN in an observation says that a number is missing
     """
-    extractors = [module for module in policy.modules() if isinstance(module, JepaExtractor)]
+    extractors = jepa_extractors(policy)
     return bool(extractors) and all(extractor.encoder.missing_as_nan for extractor in extractors)

@@ -1,7 +1,7 @@
 """The statistics that standardise the inputs: measured and kept up while an algorithm trains."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_jepa.buffers import NO_KEY, by_key, unkeyed
 from sb3_jepa.encoders import features_extractors, find_encoders, measure_inputs, n_inputs_to_measure
 from sb3_jepa.episodes import concatenate
-from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.extractors import JepaExtractor, jepa_extractors
 from sb3_jepa.objectives import Objective
 from sb3_jepa.parts import DictTokenizer, InputStandardization, MomentumEncoder
 from sb3_jepa.parts.ranks import gather_batch, rank
@@ -90,9 +90,7 @@ class FirstRollouts:
         :param rollout_locals: Local variables of ``collect_rollouts`` after its last step
         :param objectives: What the encoders learn, by the names of :func:`~sb3_jepa.encoders.find_encoders`
         """
-        observations = self.model.rollout_buffer.observations
-        seen = {key: array[:].reshape(-1, *array.shape[2:]) for key, array in by_key(observations).items()}
-        measure_inputs(self.model.policy, unkeyed(seen), objectives)
+        measure_inputs(self.model.policy, _batch_of(self.model.rollout_buffer.observations, slice(None)), objectives)
         evaluate_rollout(self.model, rollout_locals, self._timeouts)
         self._timeouts = []
 
@@ -114,9 +112,9 @@ def evaluate_rollout(model: OnPolicyAlgorithm, rollout_locals: dict[str, Any], t
     if hasattr(buffer, "hidden_states_pi"):
         last_values = _evaluate_recurrent(model, last_obs, dones, timeouts)
     else:
-        for rows in np.array_split(np.arange(buffer.buffer_size), -(-buffer.buffer_size * buffer.n_envs // BATCH_SIZE)):
-            if len(rows) > 0:
-                _evaluate_rows(model, rows)
+        n_batches = min(buffer.buffer_size, -(-buffer.buffer_size * buffer.n_envs // BATCH_SIZE))
+        for rows in np.array_split(np.arange(buffer.buffer_size), n_batches):
+            _evaluate_rows(model, rows)
         for timeout in timeouts:
             value = policy.predict_values(policy.obs_to_tensor(timeout.observation)[0])  # type: ignore[arg-type]
             buffer.rewards[timeout.row, timeout.env_index] = timeout.reward + model.gamma * float(value)
@@ -125,8 +123,10 @@ def evaluate_rollout(model: OnPolicyAlgorithm, rollout_locals: dict[str, Any], t
     buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
 
-def _rows_of(observations: Any, rows: Any) -> Any:
-    return unkeyed({key: array[rows] for key, array in by_key(observations).items()})
+def _batch_of(observations: Any, rows: Any) -> Any:
+    """Rows of a buffer, ``(rows, environments, ...)``, as one batch."""
+    chosen = {key: array[rows] for key, array in by_key(observations).items()}
+    return unkeyed({key: array.reshape(-1, *array.shape[2:]) for key, array in chosen.items()})
 
 
 def _actions(model: OnPolicyAlgorithm, rows: Any) -> th.Tensor:
@@ -138,14 +138,10 @@ def _actions(model: OnPolicyAlgorithm, rows: Any) -> th.Tensor:
 
 def _evaluate_rows(model: OnPolicyAlgorithm, rows: np.ndarray) -> None:
     buffer, policy = model.rollout_buffer, model.policy
-    seen = {
-        key: array.reshape(-1, *array.shape[2:]) for key, array in by_key(_rows_of(buffer.observations, rows)).items()
-    }
     masks = getattr(buffer, "action_masks", None)
     kwargs = {} if masks is None else dict(action_masks=masks[rows].reshape(-1, masks.shape[-1]))
-    values, log_probs, _ = policy.evaluate_actions(
-        obs_as_tensor(unkeyed(seen), model.device), _actions(model, rows), **kwargs
-    )
+    observations = obs_as_tensor(_batch_of(buffer.observations, rows), model.device)
+    values, log_probs, _ = policy.evaluate_actions(observations, _actions(model, rows), **kwargs)
     buffer.values[rows] = values.reshape(len(rows), -1).cpu().numpy()
     buffer.log_probs[rows] = log_probs.reshape(len(rows), -1).cpu().numpy()
 
@@ -173,12 +169,12 @@ def _evaluate_recurrent(
         for name, (hidden, cell) in zip(("pi", "vf"), states, strict=True):
             getattr(buffer, f"hidden_states_{name}")[row] = hidden.cpu().numpy()
             getattr(buffer, f"cell_states_{name}")[row] = cell.cpu().numpy()
-        obs = obs_as_tensor(_rows_of(buffer.observations, row), model.device)
+        obs = obs_as_tensor(_batch_of(buffer.observations, [row]), model.device)
         # Without sampling, so that no random number is drawn
         _, values, _, states = policy(obs, states, as_tensor(buffer.episode_starts[row]), deterministic=True)
         buffer.values[row] = values.flatten().cpu().numpy()
         buffer.log_probs[row] = policy.action_dist.log_prob(_actions(model, row)).cpu().numpy()
-        for timeout in _of_row(timeouts, row):
+        for timeout in (one for one in timeouts if one.row == row):
             env = slice(timeout.env_index, timeout.env_index + 1)
             state = tuple(tensor[:, env].contiguous() for tensor in states.vf)
             terminal_obs = policy.obs_to_tensor(timeout.observation)[0]
@@ -186,10 +182,6 @@ def _evaluate_recurrent(
             buffer.rewards[row, timeout.env_index] = timeout.reward + model.gamma * float(value)
     model._last_lstm_states = states  # type: ignore[attr-defined]
     return policy.predict_values(last_obs, states.vf, as_tensor(dones))
-
-
-def _of_row(timeouts: list[Timeout], row: int) -> Iterator[Timeout]:
-    return (timeout for timeout in timeouts if timeout.row == row)
 
 
 class FollowedInputs:
@@ -266,16 +258,16 @@ class FollowedInputs:
         if rank() > 0:
             return
         found = {
-            f"{name} ({deviations:.0f})"
+            name: deviations
             for extractor in _context_extractors(self.model.policy)
             for name, deviations in outlying_inputs(extractor).items()
             if name not in self._told
         }
-        self._told.update(text.rpartition(" (")[0] for text in found)
+        self._told.update(found)
         if found:
+            named = ", ".join(f"{name} ({deviations:.0f})" for name, deviations in sorted(found.items()))
             warnings.warn(
-                f"Inputs are {MANY_DEVIATIONS:.0f} or more deviations away from their mean: "
-                f"{', '.join(sorted(found))}. "
+                f"Inputs are {MANY_DEVIATIONS:.0f} or more deviations away from their mean: {named}. "
                 "Beyond 10 they are clipped. If that is a failure of a sensor, clip it in the environment; if it is a "
                 "number that grows over orders of magnitude, take its logarithm",
                 UserWarning,
@@ -302,13 +294,12 @@ def followed_keys(policy: BasePolicy) -> list[str]:
     """
     keys: dict[str, None] = {}
     for encoder in find_encoders(policy).values():
-        following = [one for one in encoder.modules() if isinstance(one, JepaExtractor) and one.follows_inputs]
+        following = [one for one in jepa_extractors(encoder) if one.follows_inputs]
         if following and following != [encoder]:
             return list(by_key(policy.observation_space))
         for extractor in following:
-            tokenizer = extractor.encoder.tokenizer
-            of_keys = tokenizer.by_key if isinstance(tokenizer, DictTokenizer) else {NO_KEY: tokenizer}
-            keys.update(dict.fromkeys(key for key, one in of_keys.items() if _follows(one)))
+            tokenizers = _tokenizers_by_key(extractor).items()
+            keys.update(dict.fromkeys(key for key, tokenizer in tokenizers if _follows(tokenizer)))
     return list(keys)
 
 
@@ -317,8 +308,12 @@ def _follows(tokenizer: th.nn.Module) -> bool:
 
 
 def _context_extractors(policy: BasePolicy) -> list[JepaExtractor]:
-    modules = [module for encoder in find_encoders(policy).values() for module in encoder.modules()]
-    return [module for module in modules if isinstance(module, JepaExtractor)]
+    return [extractor for encoder in find_encoders(policy).values() for extractor in jepa_extractors(encoder)]
+
+
+def _tokenizers_by_key(extractor: JepaExtractor) -> dict[str, th.nn.Module]:
+    tokenizer = extractor.encoder.tokenizer
+    return tokenizer.by_key if isinstance(tokenizer, DictTokenizer) else {NO_KEY: tokenizer}
 
 
 def outlying_inputs(extractor: JepaExtractor) -> dict[str, float]:
@@ -326,16 +321,14 @@ def outlying_inputs(extractor: JepaExtractor) -> dict[str, float]:
     :param extractor: Whose inputs were measured
     :return: By the names of the inputs that were far from their mean in the latest batch: how many deviations
     """
-    tokenizer = extractor.encoder.tokenizer
-    tokenizers = tokenizer.by_key if isinstance(tokenizer, DictTokenizer) else {"the observation": tokenizer}
     found = {}
-    for key, one in tokenizers.items():
-        for module in one.modules():
+    for key, tokenizer in _tokenizers_by_key(extractor).items():
+        for module in tokenizer.modules():
             if isinstance(module, InputStandardization) and module.largest is not None:
                 largest = module.largest.flatten()
                 kind = "channel" if module.per == "channel" else "number"
                 for index in (largest > MANY_DEVIATIONS).nonzero()[:, 0].tolist():
-                    found[f"{kind} {index} of {key}"] = float(largest[index])
+                    found[f"{kind} {index} of {key or 'the observation'}"] = float(largest[index])
     return found
 
 

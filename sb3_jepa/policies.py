@@ -223,8 +223,7 @@ class JointPolicy(PolicyFiles):
     def _check_gradients(self) -> None:
         # A GradScaler leaves out the steps whose gradients are not finite by itself
         if self.loss_scale is None:
-            parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-            check_gradients(parameters, [self.optimizer])
+            check_gradients(self.optimizer)
 
     def _check_loss_attached(self) -> None:
         if not self._loss_attached:

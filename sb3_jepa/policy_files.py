@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_jepa.parts.ranks import rank
-from sb3_jepa.saving import HOW_TO_FIT, find_misfits, in_memory, replace_when_complete, warn_if_not_finite
+from sb3_jepa.saving import HOW_TO_FIT, find_misfits, in_memory, warn_if_not_finite, write_file
 
 if TYPE_CHECKING:
     _Base = ActorCriticPolicy
@@ -30,12 +30,7 @@ class PolicyFiles(_Base):
             return
         warn_if_not_finite(self.state_dict(), "The policy")
         # Stable-Baselines3 says that it takes a path, and takes an open file too
-        content = in_memory(lambda file: super(PolicyFiles, self).save(file))  # type: ignore[arg-type]
-        if not isinstance(path, (str, pathlib.Path)):
-            path.write(content)
-            return
-        with replace_when_complete(path) as unfinished:
-            unfinished.write_bytes(content)
+        write_file(path, in_memory(lambda file: super(PolicyFiles, self).save(file)))  # type: ignore[arg-type]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """

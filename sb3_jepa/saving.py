@@ -30,7 +30,7 @@ _unfinished_folders: set[pathlib.Path] = set()
 
 
 @contextmanager
-def replace_when_complete(path: str | pathlib.Path, suffix: str = "") -> Iterator[pathlib.Path]:
+def replace_when_complete(path: str | os.PathLike, suffix: str = "") -> Iterator[pathlib.Path]:
     """
     Give a temporary path beside ``path`` to write to, and move it there at the end. If the writing fails, nothing is
     left of it and the old file stays as it was. What was left by processes of this computer that were killed while they
@@ -111,6 +111,21 @@ def in_memory(save: Callable[[io.BytesIO], Any]) -> memoryview:
     buffer = io.BytesIO()
     save(buffer)
     return buffer.getbuffer()
+
+
+def write_file(path: str | os.PathLike | io.BufferedIOBase, content: bytes | memoryview, suffix: str = "") -> None:
+    """
+    Write a file as :func:`replace_when_complete` does; or to an open one, as Stable-Baselines3 lets who saves a model.
+
+    :param path: Where to
+    :param content: What to write
+    :param suffix: Added to a path that has none
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        path.write(content)
+        return
+    with replace_when_complete(path, suffix) as unfinished:
+        unfinished.write_bytes(content)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from sb3_jepa import checks
 from sb3_jepa.buffers import by_key, unkeyed
 from sb3_jepa.encoders import n_inputs_to_measure
 from sb3_jepa.latent_model import LatentModel
-from sb3_jepa.saving import reading, replace_when_complete
+from sb3_jepa.saving import reading, write_file
 
 # Keys of a step's info
 SURPRISE, EXTRINSIC_REWARD, TERMINAL = "surprise", "extrinsic_reward", "terminal_observation"
@@ -277,8 +277,7 @@ class VecSurprise(VecEnvWrapper):
 
         :param save_path: Where to save
         """
-        with replace_when_complete(save_path) as unfinished:
-            unfinished.write_bytes(pickle.dumps(self))
+        write_file(save_path, pickle.dumps(self))
 
     @staticmethod
     def load(load_path: str | pathlib.Path, venv: VecEnv) -> "VecSurprise":

@@ -77,7 +77,7 @@ class SpaceTokenizers:
         self.numbers_per_token = checks.optional(checks.whole_number, "numbers_per_token", numbers_per_token)
         self.frames = frames
         self.frames_as = checks.choice("frames_as", frames_as, ("changes", "channels", "tokens"))
-        self.channels_first = None if channels_first is None else checks.flag("channels_first", channels_first)
+        self.channels_first = checks.optional(checks.flag, "channels_first", channels_first)
         self.normalized_image = checks.flag("normalized_image", normalized_image)
         self.drop_constant_tokens, self.token_budget = drop_constant_tokens, token_budget
         self.missing_as_nan = checks.flag("missing_as_nan", missing_as_nan)

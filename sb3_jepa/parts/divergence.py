@@ -13,21 +13,22 @@ CAUSES = (
 
 
 @th.no_grad()
-def check_gradients(parameters: Iterable[th.Tensor], optimizers: Iterable[th.optim.Optimizer]) -> None:
+def check_gradients(optimizer: th.optim.Optimizer, others: Iterable[th.optim.Optimizer] = ()) -> None:
     """
     To be called before a step of the optimiser, which would turn all parameters into NaN. On a GPU it does nothing,
     since it would have to wait for it.
 
-    :param parameters: With their gradients
-    :param optimizers: That have changed them until now
+    :param optimizer: Whose parameters have their gradients
+    :param others: That have changed these parameters too
     :raises ValueError: If a gradient is not finite
     """
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients or gradients[0].device.type != "cpu":
         return
     if not th.stack(th._foreach_norm(gradients)).isfinite().all():
         raise ValueError(
-            f"The training has diverged: a gradient is NaN or infinite, at {describe_rates(optimizers)}. The "
+            f"The training has diverged: a gradient is NaN or infinite, at {describe_rates([optimizer, *others])}. The "
             f"parameters are still those of before this step. {CAUSES}"
         )
 

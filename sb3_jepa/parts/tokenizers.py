@@ -226,8 +226,7 @@ class DictTokenizer(nn.Module):
         :param observations: As of :meth:`forward`
         :return: ``(batch, tokens of all keys, inputs)``, with zeros for the inputs that a token does not have
         """
-        tokenizers = zip(self.keys, self.tokenizers.values(), strict=True)
-        inputs = [token_inputs(tokenizer, observations[key]) for key, tokenizer in tokenizers]
+        inputs = [token_inputs(tokenizer, observations[key]) for key, tokenizer in self.by_key.items()]
         width = max(one.shape[2] for one in inputs)
         return th.cat([F.pad(one, (0, width - one.shape[2])) for one in inputs], dim=1)
 

@@ -23,7 +23,7 @@ from sb3_jepa.pretrain.encoder_files import check_no_encoder, find_encoder_file,
 from sb3_jepa.pretrain.readers import read_into
 from sb3_jepa.pretrain.settings import CRITERIA, check_written_whole, differing_settings, find_device, readable
 from sb3_jepa.pretrain.validation import Validation, result_of
-from sb3_jepa.saving import in_memory, reading, replace_when_complete
+from sb3_jepa.saving import in_memory, reading, write_file
 from sb3_jepa.teachers import make_teacher
 
 CHECKPOINT, CURVES = "checkpoint.pth", "progress.csv"
@@ -369,8 +369,7 @@ class Pretraining:
             history=self.history,
             progress=(self.n_done, self.n_without_progress, self.best),
         )
-        with replace_when_complete(self.folder / CHECKPOINT) as unfinished:
-            unfinished.write_bytes(in_memory(lambda file: th.save(state, file)))
+        write_file(self.folder / CHECKPOINT, in_memory(lambda file: th.save(state, file)))
 
     def _load_checkpoint(self, path: pathlib.Path) -> None:
         with reading(path, "the checkpoint of a pretraining"):
