@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import PPO, JepaCallback, JepaPolicy, PictureCallback, ProbeCallback
 from sb3_jepa.diagnostics import ObjectiveGauge
-from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.envs.pixels import make_pixel_vec_env
 
 # What is timed: each method is called by none of the others of its row
 PARTS: dict[str, list[tuple[type, str]]] = {

@@ -18,7 +18,7 @@ from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer, RolloutBu
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa import FrameReplayBuffer, JepaRolloutBuffer
-from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.envs.pixels import make_pixel_vec_env
 
 
 def play(env: VecEnv, n_steps: int) -> Iterator[tuple[Any, ...]]:

@@ -13,7 +13,7 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole is drawn, but no w
 import gymnasium as gym
 from gymnasium.wrappers import AddRenderObservation, FrameStackObservation, GrayscaleObservation, ResizeObservation
 
-from sb3_jepa.envs import PixelObservation
+from sb3_jepa.envs.pixels import PixelObservation
 
 
 def with_gymnasium(env: gym.Env) -> gym.Env:

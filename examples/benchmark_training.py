@@ -20,7 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch.utils.flop_counter import FlopCounterMode
 
 from sb3_jepa import PPO, JepaPolicy
-from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.envs.pixels import make_pixel_vec_env
 
 PPO_SETTINGS: dict[str, Any] = dict(n_steps=128, batch_size=128, n_epochs=4, learning_rate=3e-4, target_kl=None)
 NO_JEPA = dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0)

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sb3_jepa.diagnostics.noise import feature_noise, jepa_learning_times
+from sb3_jepa.diagnostics.feature_noise import feature_noise, jepa_learning_times
 
 OBJECTIVES = ("jepa", "mae")
 # The larger the covariance of a feature, the harder it is to predict

@@ -14,7 +14,7 @@ import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import PPO, JepaPolicy
-from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.envs.pixels import make_pixel_vec_env
 
 
 def main() -> None:

@@ -3,15 +3,20 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from sb3_jepa import old_paths
 from sb3_jepa.algorithms import A2C, PPO
-from sb3_jepa.buffers import JepaDictRolloutBuffer, JepaRolloutBuffer, Transitions
-from sb3_jepa.callbacks import JepaCallback
-from sb3_jepa.encoders import load_encoder, save_encoder
-from sb3_jepa.export import export_policy
-from sb3_jepa.extractors import JepaExtractor
-from sb3_jepa.latent_model import LatentModel
-from sb3_jepa.monitors import PictureCallback, ProbeCallback
-from sb3_jepa.noise import noise_diagnostic
+from sb3_jepa.buffers import (
+    FrameDictReplayBuffer,
+    FrameReplayBuffer,
+    JepaDictRolloutBuffer,
+    JepaRolloutBuffer,
+    Transitions,
+)
+from sb3_jepa.callbacks import JepaCallback, PictureCallback, ProbeCallback
+from sb3_jepa.data import Recordings
+from sb3_jepa.envs import VecSurprise
+from sb3_jepa.extractors import JepaExtractor, load_encoder, read_encoder, save_encoder
+from sb3_jepa.inspection import LatentModel, noise_diagnostic, surprise
 from sb3_jepa.objectives import (
     DmtJepa,
     MaskedPrediction,
@@ -23,12 +28,11 @@ from sb3_jepa.objectives import (
     SaltTeacher,
     TJepa,
 )
-from sb3_jepa.policies import JepaPolicy
-from sb3_jepa.pretrain import Recordings, pretrain, pretrain_salt, read_encoder
-from sb3_jepa.replay import FrameDictReplayBuffer, FrameReplayBuffer
-from sb3_jepa.surprises import VecSurprise, surprise
+from sb3_jepa.policies import JepaPolicy, export_policy
+from sb3_jepa.pretrain import pretrain, pretrain_salt
 
 __version__ = version("sb3-jepa")
+old_paths.install()
 
 __all__ = [
     "A2C",
@@ -66,10 +70,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from sb3_jepa.contrib import MaskableJepaPolicy as MaskableJepaPolicy
-    from sb3_jepa.contrib import MaskablePPO as MaskablePPO
-    from sb3_jepa.contrib import RecurrentJepaPolicy as RecurrentJepaPolicy
-    from sb3_jepa.contrib import RecurrentPPO as RecurrentPPO
+    from sb3_jepa.algorithms.contrib import MaskablePPO as MaskablePPO
+    from sb3_jepa.algorithms.contrib import RecurrentPPO as RecurrentPPO
+    from sb3_jepa.policies.contrib import MaskableJepaPolicy as MaskableJepaPolicy
+    from sb3_jepa.policies.contrib import RecurrentJepaPolicy as RecurrentJepaPolicy
 
 # They need sb3-contrib
 _CONTRIB = ("MaskableJepaPolicy", "MaskablePPO", "RecurrentJepaPolicy", "RecurrentPPO")
@@ -77,7 +81,7 @@ _CONTRIB = ("MaskableJepaPolicy", "MaskablePPO", "RecurrentJepaPolicy", "Recurre
 
 def __getattr__(name: str) -> Any:
     if name in _CONTRIB:
-        from sb3_jepa import contrib
+        from sb3_jepa.algorithms import contrib
 
         return getattr(contrib, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.envs.pixels import make_pixel_vec_env
 
 th.set_num_threads(1)
 

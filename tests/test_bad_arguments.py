@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import sb3_jepa
-from sb3_jepa import callbacks, diagnostics, envs, monitors, objectives, parts, report
+from sb3_jepa import diagnostics, envs, objectives, parts, report
 from tests.arguments.cases import VALUES, Call
 from tests.arguments.table import CALLS, UNTRIED
 
@@ -24,18 +24,12 @@ pretrain = importlib.import_module("sb3_jepa.pretrain")
 
 
 def public(module: types.ModuleType) -> Iterator[Callable[..., Any]]:
-    """The classes and functions that a module exports: those it lists, or else those that it defines."""
-    listed = getattr(module, "__all__", None)
-    for name, value in vars(module).items():
-        is_own = getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
-        if callable(value) and (is_own if listed is None else name in listed):
-            yield value
+    """The classes and functions that a package exports."""
+    return (value for name in module.__all__ if callable(value := getattr(module, name)))
 
 
 PUBLIC = dict.fromkeys(
-    value
-    for module in (sb3_jepa, parts, objectives, diagnostics, pretrain, envs, monitors, callbacks, report)
-    for value in public(module)
+    value for module in (sb3_jepa, parts, objectives, diagnostics, pretrain, envs, report) for value in public(module)
 )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sb3_jepa import PPO, JepaPolicy
-from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.envs.pixels import make_pixel_vec_env
 
 pytestmark = pytest.mark.expensive
 

@@ -22,10 +22,11 @@ from sb3_jepa import (
     read_encoder,
     save_encoder,
 )
+from sb3_jepa.algorithms.saved_models import load_model
 from sb3_jepa.pretrain import Recordings, read_file, record_env
 from sb3_jepa.pretrain.__main__ import main as pretrain_main
-from sb3_jepa.report import main as report_main
-from sb3_jepa.runs import load_model, read_curves
+from sb3_jepa.report.__main__ import main as report_main
+from sb3_jepa.report.curves import read_curves
 from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 8

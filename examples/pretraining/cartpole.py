@@ -26,7 +26,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_jepa import PPO, DmtJepa, JepaPolicy, MaskedPrediction, load_encoder, pretrain, pretrain_salt
-from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.envs.pixels import make_pixel_vec_env
 from sb3_jepa.pretrain import record_env
 
 KEYS = ("arm", "seed")

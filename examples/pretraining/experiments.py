@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from sb3_jepa.common.files import replace_when_complete
 from sb3_jepa.diagnostics import ridge_predictions
-from sb3_jepa.saving import replace_when_complete
 
 
 class FinishedRuns:

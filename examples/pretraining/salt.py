@@ -34,8 +34,8 @@ from toys import as_recordings, moving_glyphs
 
 from sb3_jepa import JepaExtractor, MaskedPrediction, Recordings, Salt, SaltTeacher, pretrain, read_encoder
 from sb3_jepa.diagnostics import effective_rank, probe_r2
-from sb3_jepa.envs import PixelObservation
-from sb3_jepa.objectives.methods import SALT_BLOCKS
+from sb3_jepa.envs.pixels import PixelObservation
+from sb3_jepa.objectives.salt import SALT_BLOCKS
 from sb3_jepa.pretrain import read, record_env
 
 PREDICTOR: dict[str, Any] = dict(predictor_dim=24, predictor_depth=1, predictor_heads=2)

@@ -30,10 +30,10 @@ from experiments import FinishedRuns, class_accuracy, draw_arms, markdown, markd
 from toys import IMAGE_SIZE, PATCH_SIZE, TEXTURES, as_recordings, flat_images, textured_images
 
 from sb3_jepa import DmtJepa, JepaExtractor, MaskedPrediction, pretrain
+from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.diagnostics import effective_rank, similarity_gap
 from sb3_jepa.objectives import ObjectiveInput
 from sb3_jepa.parts import NeighborAggregation
-from sb3_jepa.parts.random_numbers import isolated_random_numbers
 
 # What fills the regions of an image
 REGIONS = dict(textures=textured_images, flat=flat_images)

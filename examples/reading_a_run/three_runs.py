@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import PPO, JepaPolicy, PictureCallback, ProbeCallback
-from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.envs.pixels import make_pixel_vec_env
 
 
 def failing(features_extractor_kwargs: dict[str, Any], **coefficients: float) -> dict[str, Any]:

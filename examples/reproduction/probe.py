@@ -20,7 +20,7 @@ import torch as th
 
 from sb3_jepa import PPO
 from sb3_jepa.diagnostics import ridge_predictions
-from sb3_jepa.envs import PixelObservation
+from sb3_jepa.envs.pixels import PixelObservation
 
 VARIABLES = ["x", "x_dot", "theta", "theta_dot"]
 # Of the sampled controllers' gain; the state is (x, x', theta, theta')

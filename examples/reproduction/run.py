@@ -35,7 +35,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tqdm import tqdm
 
 from sb3_jepa import PPO, JepaPolicy
-from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.envs.pixels import make_pixel_vec_env
 
 PACKAGES = ("sb3-jepa", "stable-baselines3", "torch", "gymnasium", "numpy")
 

@@ -21,7 +21,7 @@ from arms import ARMS
 from run import make_model, make_settings
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_jepa.saving import replace_when_complete
+from sb3_jepa.common.files import replace_when_complete
 
 
 class TakeTurns(BaseCallback):

@@ -21,7 +21,7 @@ from rl_zoo3.train import train
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_jepa
-from sb3_jepa.envs import PixelObservation
+from sb3_jepa.envs.pixels import PixelObservation
 
 # For the expressions in a YAML file, such as "dict(features_extractor_class=sb3_jepa.JepaExtractor)"
 exp_manager.sb3_jepa = sb3_jepa  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
 """What an encoder has learned, in numbers and pictures. Nothing here knows Stable-Baselines3."""
 
 from sb3_jepa.diagnostics.attention import attention_maps
+from sb3_jepa.diagnostics.feature_noise import FeatureNoise, feature_noise
 from sb3_jepa.diagnostics.gauges import ObjectiveGauge, effective_rank, participation_ratio
 from sb3_jepa.diagnostics.latents import Trajectory, UnrolledErrors, principal_components, spectrum, unrolled_errors
-from sb3_jepa.diagnostics.noise import FeatureNoise, feature_noise
 from sb3_jepa.diagnostics.probes import area_under_curve, probe_episodes, probe_r2, ridge_predictions
 from sb3_jepa.diagnostics.regions import similarity_gap
 from sb3_jepa.diagnostics.verdict import Verdict, assess

@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
 from sb3_jepa.parts import DictTokenizer, StandardizedPatchTokenizer, TransformerEncoder
 
 

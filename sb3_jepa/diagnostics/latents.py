@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch as th
 from torch.nn import functional as F
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
 
 
 def spectrum(embeddings: th.Tensor) -> th.Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
 
 # On fewer than these, nothing is worth saying
 MIN_EPISODES = 4

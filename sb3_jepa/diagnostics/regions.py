@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch as th
 from torch.nn import functional as F
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
 
 
 @th.no_grad()

@@ -1,10 +1,12 @@
 """Objectives: what is learned beside the policy. Pure PyTorch, one class per method."""
 
+from sb3_jepa.objectives.dmt_jepa import DmtJepa
 from sb3_jepa.objectives.masked import MaskedPrediction
-from sb3_jepa.objectives.methods import DmtJepa, Salt, SaltTeacher, TJepa
 from sb3_jepa.objectives.next_latent import NextLatentPrediction
 from sb3_jepa.objectives.objective import Objective
 from sb3_jepa.objectives.output import ObjectiveInput, ObjectiveOutput
+from sb3_jepa.objectives.salt import Salt, SaltTeacher
+from sb3_jepa.objectives.t_jepa import TJepa
 
 __all__ = [
     "DmtJepa",

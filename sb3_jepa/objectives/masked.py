@@ -8,15 +8,15 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
+from sb3_jepa.common.ranks import join_batches
 from sb3_jepa.objectives.objective import Momentum, Objective, check_momentum
 from sb3_jepa.objectives.output import ObjectiveInput
 from sb3_jepa.parts.masks import BlockMasks, SubsetMasks
-from sb3_jepa.parts.patches import StandardizedPatchTokenizer
+from sb3_jepa.parts.places import take_places
 from sb3_jepa.parts.predictors import MaskedPredictor
-from sb3_jepa.parts.ranks import join_batches
+from sb3_jepa.parts.standardized_patches import StandardizedPatchTokenizer
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
-from sb3_jepa.parts.token_selection import take_places
 from sb3_jepa.parts.tokenizers import n_inputs
 from sb3_jepa.parts.transformer import TransformerEncoder, check_heads
 

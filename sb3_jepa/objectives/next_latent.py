@@ -3,12 +3,12 @@
 import torch as th
 from torch import nn
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
+from sb3_jepa.common.ranks import join_batches
 from sb3_jepa.objectives.objective import Momentum, Objective
 from sb3_jepa.objectives.output import ObjectiveInput
 from sb3_jepa.parts.losses import prediction_loss
 from sb3_jepa.parts.predictors import ActionConditionedPredictor
-from sb3_jepa.parts.ranks import join_batches
 
 
 class NextLatentPrediction(Objective):

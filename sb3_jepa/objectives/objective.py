@@ -6,10 +6,10 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
+from sb3_jepa.common.ranks import join_batches
 from sb3_jepa.objectives.output import ObjectiveInput, ObjectiveOutput
 from sb3_jepa.parts.losses import covariance_loss, deviation_loss, embedding_variance, variance_loss
-from sb3_jepa.parts.ranks import join_batches
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
 
 # A constant, the values at the start and at the end, or a schedule of the remaining progress (from 1 to 0)

@@ -10,14 +10,10 @@ from sb3_jepa.parts.losses import (
 )
 from sb3_jepa.parts.masks import BlockMasks, Masks, MaskSampler, SubsetMasks
 from sb3_jepa.parts.neighbors import NeighborAggregation
-from sb3_jepa.parts.patches import (
-    PatchTokenizer,
-    StandardizedGridTokenizer,
-    StandardizedPatchTokenizer,
-    default_patch_size,
-)
+from sb3_jepa.parts.patches import PatchTokenizer, default_patch_size
 from sb3_jepa.parts.predictors import ActionConditionedPredictor, MaskedPredictor, position_code
 from sb3_jepa.parts.standardization import InputStandardization, measuring
+from sb3_jepa.parts.standardized_patches import StandardizedGridTokenizer, StandardizedPatchTokenizer
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
 from sb3_jepa.parts.tokenizers import (
     CategoryTokenizer,

@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 from torch.nn import functional as F
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
 
 
 def prediction_loss(prediction: th.Tensor, target: th.Tensor, valid: th.Tensor | None = None) -> th.Tensor:

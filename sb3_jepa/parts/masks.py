@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
 
 # How often blocks get new positions, where they leave too little to the context
 MAX_REDRAWS = 10

@@ -8,8 +8,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_jepa import checks
-from sb3_jepa.parts.token_selection import take_places
+from sb3_jepa.common import checks
+from sb3_jepa.parts.places import take_places
 from sb3_jepa.parts.transformer import Block, check_heads
 
 AGGREGATIONS = ("attention", "mean")

@@ -6,7 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
 from sb3_jepa.parts.transformer import Block, check_heads, check_mlp_ratio
 
 

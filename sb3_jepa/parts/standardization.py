@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
 
 # As VecNormalize's clip_obs
 CLIP = 10.0
@@ -20,8 +20,6 @@ WINDOW = 10_000
 MAX_RESCALING, MAX_SHIFT = 10.0, 1.0
 # More rows tell no more about the statistics to follow
 MAX_ROWS = 100_000
-# Buffers that files of older versions lack, and that are worked out from the others
-FILLED_IN = ("n_present", "first_deviation", "first_mean")
 # A deviation below this fraction of the mean is float32's rounding
 ROUNDING = 5e-7
 

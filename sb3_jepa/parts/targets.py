@@ -6,9 +6,9 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_jepa import checks
-from sb3_jepa.parts.digests import id_of
-from sb3_jepa.parts.versions import Versions
+from sb3_jepa.common import checks
+from sb3_jepa.common.digests import id_of
+from sb3_jepa.common.versions import Versions
 
 
 class TargetEncoder(nn.Module):

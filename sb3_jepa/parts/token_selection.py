@@ -1,15 +1,13 @@
 """Which patches of an image become tokens."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch as th
 
-from sb3_jepa import checks
+from sb3_jepa.common import checks
+from sb3_jepa.common.versions import Versions
+from sb3_jepa.parts.patches import PatchTokenizer
 from sb3_jepa.parts.standardization import InputStandardization
-from sb3_jepa.parts.versions import Versions
-
-if TYPE_CHECKING:
-    from sb3_jepa.parts.patches import PatchTokenizer
 
 
 class TokenSelection:
@@ -35,7 +33,7 @@ class TokenSelection:
     def __init__(
         self,
         standardization: InputStandardization,
-        tokenizer: "PatchTokenizer",
+        tokenizer: PatchTokenizer,
         drop_constant_tokens: bool = False,
         token_budget: int | None = None,
     ):
@@ -116,16 +114,3 @@ def _whole(patches: th.Tensor) -> th.Tensor:
 def _distance(one: th.Tensor, other: th.Tensor) -> th.Tensor:
     # Bytes have no sign
     return (th.maximum(one, other) - th.minimum(one, other)).sum(dim=-1, dtype=th.int32)
-
-
-def take_places(tokens: th.Tensor, places: th.Tensor) -> th.Tensor:
-    """
-    :param tokens: ``(batch, places, dim)``
-    :param places: As of :meth:`TokenSelection.places`
-    :return: ``(batch, tokens, dim)``
-    """
-    if places.dim() == 1:
-        return tokens.index_select(1, places)
-    # Whole rows: PyTorch's gather would look for each number on its own
-    rows = th.arange(tokens.shape[0], device=places.device)[:, None] * tokens.shape[1] + places
-    return tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (-1, places.shape[1]))

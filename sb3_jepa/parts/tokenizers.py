@@ -7,9 +7,9 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_jepa import checks
-from sb3_jepa.parts.patches import StandardizedPatchTokenizer
+from sb3_jepa.common import checks
 from sb3_jepa.parts.standardization import InputStandardization
+from sb3_jepa.parts.standardized_patches import StandardizedPatchTokenizer
 
 
 class ColumnTokenizer(nn.Module):

@@ -8,8 +8,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_jepa import checks
-from sb3_jepa.parts.token_selection import take_places
+from sb3_jepa.common import checks
+from sb3_jepa.parts.places import take_places
 from sb3_jepa.parts.tokenizers import token_inputs, token_shape
 
 OUTPUTS = ("class_token", "mean", "per_token", "flat")

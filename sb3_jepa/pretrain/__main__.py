@@ -16,9 +16,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_jepa.envs import make_pixel_vec_env
+from sb3_jepa.data.readers import is_env
+from sb3_jepa.envs.pixels import make_pixel_vec_env
 from sb3_jepa.objectives import DmtJepa, MaskedPrediction, Salt, TJepa
-from sb3_jepa.pretrain.readers import is_env
 from sb3_jepa.pretrain.salt import pretrain_salt
 from sb3_jepa.pretrain.training import pretrain
 

@@ -5,12 +5,12 @@ import pathlib
 import warnings
 from typing import Any
 
-from sb3_jepa import checks
-from sb3_jepa.extractors import JepaExtractor
+from sb3_jepa.common import checks
+from sb3_jepa.common.random_numbers import isolated_random_numbers
+from sb3_jepa.data.readers import read_into
+from sb3_jepa.data.recordings import Recordings
+from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.objectives import Salt, SaltTeacher
-from sb3_jepa.parts.random_numbers import isolated_random_numbers
-from sb3_jepa.pretrain.readers import read_into
-from sb3_jepa.pretrain.recordings import Recordings
 from sb3_jepa.pretrain.training import pretrain
 
 TEACHER_FOLDER = "teacher"

@@ -1,17 +1,9 @@
 """Settings of a pretraining and of recordings: checked before anything begins, and written for others to read."""
 
-import json
-import re
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 import torch as th
 from stable_baselines3.common.utils import get_device
-from torch import nn
 
-from sb3_jepa import checks
-from sb3_jepa.parts.digests import id_of
+from sb3_jepa.common import checks
 
 # Whether more of it is better
 CRITERIA = {"validation_loss": False, "probe_r2": True}
@@ -27,55 +19,3 @@ def find_device(device: th.device | str) -> th.device:
         return get_device(checks.instance("device", device, (str, th.device)))
     except RuntimeError as error:
         raise ValueError(f"`device` must be one of PyTorch's, got {device!r}. {error}") from error
-
-
-def readable(value: Any) -> Any:
-    """
-    :param value: A setting
-    :return: It as JSON knows it, to be compared and read; what JSON cannot hold, such as a schedule, by its name
-    """
-    if isinstance(value, nn.Module):
-        return f"{type(value).__name__} {id_of(value)}"
-    if isinstance(value, (np.generic, np.ndarray)):
-        return readable(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): readable(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [readable(one) for one in value]
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    # Schedules are elsewhere in memory when a training goes on
-    return getattr(value, "__name__", re.sub(" at 0x[0-9a-f]+", "", str(value)))
-
-
-def check_written_whole(name: str, value: Any) -> None:
-    """
-    Of some settings a name is not enough: something is made of them again.
-
-    :param name: Of the setting
-    :param value: The setting
-    :raises ValueError: If JSON cannot hold it
-    """
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        for key, one in value.items():
-            check_written_whole(f"{name}[{key!r}]", one)
-    elif isinstance(value, (list, tuple)):
-        for index, one in enumerate(value):
-            check_written_whole(f"{name}[{index}]", one)
-    elif not isinstance(value, (bool, int, float, str, type(None), np.bool_, np.number, np.str_, np.ndarray)):
-        raise ValueError(
-            f"`{name}` must be a number, a text, a truth value, None, or a list or dictionary (by texts) of these, for "
-            f"the encoder to be made again by who reads its file, got {value!r}"
-        )
-
-
-def differing_settings(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """
-    :param theirs: Settings that were read from a file
-    :param own: Others
-    :return: Those that are not the same, by name: theirs and the own
-    """
-    # As they look after they have been in a file
-    own = json.loads(json.dumps(readable(own)))
-    names = {**theirs, **own}
-    return {name: (theirs.get(name), own.get(name)) for name in names if theirs.get(name) != own.get(name)}

@@ -13,18 +13,20 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from sb3_jepa import checks
-from sb3_jepa.extractors import JepaExtractor, preprocess
+from sb3_jepa.common import checks
+from sb3_jepa.common.digests import digest, id_of
+from sb3_jepa.common.files import in_memory, reading, write_file
+from sb3_jepa.common.random_numbers import isolated_random_numbers
+from sb3_jepa.common.settings import check_written_whole, differing_settings, readable
+from sb3_jepa.data.collection import check_progress_bar
+from sb3_jepa.data.readers import read_into
+from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.extractors.preprocessing import preprocess
+from sb3_jepa.extractors.pretrained import check_no_encoder, find_encoder_file, write_pretrained
+from sb3_jepa.extractors.teachers import make_teacher
 from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
-from sb3_jepa.parts.digests import digest, id_of
-from sb3_jepa.parts.random_numbers import isolated_random_numbers
-from sb3_jepa.pretrain.collection import check_progress_bar
-from sb3_jepa.pretrain.encoder_files import check_no_encoder, find_encoder_file, write_pretrained
-from sb3_jepa.pretrain.readers import read_into
-from sb3_jepa.pretrain.settings import CRITERIA, check_written_whole, differing_settings, find_device, readable
+from sb3_jepa.pretrain.settings import CRITERIA, find_device
 from sb3_jepa.pretrain.validation import Validation, result_of
-from sb3_jepa.saving import in_memory, reading, write_file
-from sb3_jepa.teachers import make_teacher
 
 CHECKPOINT, CURVES = "checkpoint.pth", "progress.csv"
 

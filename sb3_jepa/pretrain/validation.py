@@ -7,12 +7,12 @@ import numpy as np
 import torch as th
 from torch import nn
 
+from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.diagnostics import effective_rank
 from sb3_jepa.diagnostics.probes import probe_r2
 from sb3_jepa.objectives import ObjectiveInput
 from sb3_jepa.objectives.masked import MaskedPrediction
 from sb3_jepa.parts import embedding_variance
-from sb3_jepa.parts.random_numbers import isolated_random_numbers
 
 # So many observations are looked at, of what is learned from and of what was put aside
 MAX_TRAINING_ROWS, MAX_VALIDATION_ROWS = 2048, 1024

@@ -16,7 +16,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 
 import sb3_jepa
-from sb3_jepa.pretrain.encoder_files import write_pretrained
+from sb3_jepa.extractors.pretrained import write_pretrained
 from tests.conftest import SMALL_POLICY, SMALL_PPO
 
 # The package: sb3_jepa.pretrain is its function

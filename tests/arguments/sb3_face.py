@@ -8,8 +8,8 @@ import numpy as np
 from gymnasium import spaces
 
 import sb3_jepa
-from sb3_jepa import envs, monitors, report
-from sb3_jepa.callbacks import JepaCallback
+from sb3_jepa import envs, report
+from sb3_jepa.callbacks import JepaCallback, PictureCallback, ProbeCallback
 from tests.arguments.cases import (
     BOTH,
     CHOICE,
@@ -192,10 +192,9 @@ FACE = [
 ]
 
 SHOWN = [
-    Call(monitors.EveryNRollouts, dict, MONITOR),
-    Call(monitors.PictureCallback, dict, dict(MONITOR, horizon=COUNT, max_steps=COUNT, projector=FLAG)),
+    Call(PictureCallback, dict, dict(MONITOR, horizon=COUNT, max_steps=COUNT, projector=FLAG)),
     Call(
-        monitors.ProbeCallback,
+        ProbeCallback,
         lambda: dict(attribute="state"),
         dict(
             MONITOR,

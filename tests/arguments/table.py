@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sb3_jepa
-from sb3_jepa import diagnostics, parts, report
-from sb3_jepa.callbacks import dump_last_scalars
+from sb3_jepa import diagnostics, parts
 from tests.arguments.cases import OF_SB3, RECORD, TENSORS
 from tests.arguments.learning import OBJECTIVES, PRETRAINING
 from tests.arguments.pure_torch import DIAGNOSTICS, PARTS
@@ -45,7 +44,5 @@ UNTRIED: dict[Callable[..., Any], str] = {
         ),
         TENSORS,
     ),
-    dump_last_scalars: "what all callbacks of this package call at their end",
-    report.main: "the command line, whose errors are argparse's",
     pretrain.read_minari: "needs a package that the tests do without",
 }

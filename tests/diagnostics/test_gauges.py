@@ -27,7 +27,7 @@ from sb3_jepa.diagnostics.gauges import N_RECENT_GRADIENTS
 from sb3_jepa.objectives.output import ObjectiveOutput
 from sb3_jepa.parts import covariance_loss, deviation_loss
 from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO, FakeEnv, make_counting_env
-from tests.test_policies import NO_OBJECTIVE, ONE_BATCH, collect_rollout, explicit_loss
+from tests.policies.test_joint import NO_OBJECTIVE, ONE_BATCH, collect_rollout, explicit_loss
 
 GRADIENTS = {"rl_gradient_norm", "jepa_gradient_norm", "gradient_cosine"}
 COEFFICIENTS = dict(prediction_coef=0.7, variance_coef=0.5, deviation_coef=1.0, covariance_coef=0.5)

@@ -8,7 +8,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import nn
 
 from sb3_jepa import DmtJepa, JepaExtractor, MaskedPrediction, Salt, SaltTeacher, TJepa
-from sb3_jepa.buffers import by_key, unkeyed
+from sb3_jepa.common.observations import by_key, unkeyed
 from sb3_jepa.objectives import ObjectiveInput
 from sb3_jepa.parts import NeighborAggregation
 from sb3_jepa.parts.masks import Masks

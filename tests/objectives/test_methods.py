@@ -29,7 +29,7 @@ from sb3_jepa import (
     read_encoder,
     save_encoder,
 )
-from sb3_jepa.pretrain.encoder_files import write_pretrained
+from sb3_jepa.extractors.pretrained import write_pretrained
 from tests.conftest import SMALL_PPO, FakeEnv
 
 VECTOR = spaces.Box(-1, 1, (6,))

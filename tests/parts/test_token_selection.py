@@ -5,7 +5,7 @@ import pytest
 import torch as th
 
 from sb3_jepa.parts import InputStandardization, MomentumEncoder, PatchTokenizer, StandardizedPatchTokenizer, measuring
-from sb3_jepa.parts.patches import MIN_IMAGES_TO_FOLD
+from sb3_jepa.parts.standardized_patches import MIN_IMAGES_TO_FOLD
 from sb3_jepa.parts.token_selection import TokenSelection
 
 HEIGHT, WIDTH, PATCH = 8, 14, 4  # 4 does not divide the width

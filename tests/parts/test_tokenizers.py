@@ -10,7 +10,7 @@ from sb3_jepa.parts import (
     default_patch_size,
     measuring,
 )
-from sb3_jepa.parts.patches import MIN_IMAGES_TO_FOLD
+from sb3_jepa.parts.standardized_patches import MIN_IMAGES_TO_FOLD
 
 
 def test_every_token_is_one_patch_with_the_code_of_its_place():

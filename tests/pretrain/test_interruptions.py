@@ -105,7 +105,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(monkeypatch, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(training.th, "save", fail)
-        patch.setattr("sb3_jepa.encoders.find_spec", lambda _: True)
+        patch.setattr("sb3_jepa.extractors.files.find_spec", lambda _: True)
         with pytest.raises(OSError, match="No space left"):
             pretrain(make_recordings(), tmp_path / "full", **SMALL)
     assert th.load(tmp_path / "full" / "checkpoint.pth", weights_only=True)["progress"][0] == 2

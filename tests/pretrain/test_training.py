@@ -24,7 +24,7 @@ from sb3_jepa import (
     pretrain,
     read_encoder,
 )
-from sb3_jepa.encoders import find_encoders
+from sb3_jepa.extractors.finding import find_encoders
 from sb3_jepa.pretrain import training
 from tests.conftest import SMALL_PPO, FakeEnv
 

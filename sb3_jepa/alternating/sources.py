@@ -1,0 +1,141 @@
+"""Where the transitions come from that encoders learn from in turn with an algorithm."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.her import HerReplayBuffer
+
+from sb3_jepa.buffers.rollout import NextObservationIndex, Transitions
+from sb3_jepa.common.actions import forget_graphs
+from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.extractors.preprocessing import takes_nan
+
+
+class RolloutSource:
+    """Minibatches of the latest rollout of an on-policy algorithm."""
+
+    def __init__(self, model: OnPolicyAlgorithm):
+        self.model = model
+        self._next: NextObservationIndex | None = None
+        self.is_ready = False
+
+    def on_step(self, row_locals: dict[str, Any]) -> None:
+        """Note what a step led to, before it is added to the buffer."""
+        if self.model.use_sde:
+            # New noise comes with a graph
+            forget_graphs(self.model.policy)
+        buffer = self.model.rollout_buffer
+        if self._next is None or buffer.pos == 0:
+            self._next = NextObservationIndex(buffer.buffer_size, buffer.n_envs)
+        self._next.record_step(
+            buffer.pos, buffer.observations, row_locals["new_obs"], row_locals["dones"], row_locals["infos"]
+        )
+
+    def on_rollout_end(self) -> None:
+        """Keep the rollout: the algorithm is about to learn from it, and to forget it then."""
+        buffer = self.model.rollout_buffer
+        assert self._next is not None
+        self._next.link(buffer.observations, buffer.episode_starts, takes_nan(self.model.policy))
+        # No copies of the arrays: the buffer's next reset makes new ones
+        self._observations = dict(by_key(buffer.observations))
+        self._actions = buffer.actions
+        self.is_ready = True
+
+    def minibatches(self, n_updates: int | None, batch_size: int) -> Iterator[Transitions]:
+        """
+        :param n_updates: Number of minibatches; by default one pass over the rollout
+        :param batch_size: Size of a minibatch
+        :return: Every row once before any of them twice
+        """
+        assert self._next is not None
+        flatten = RolloutBuffer.swap_and_flatten
+        observations = {key: flatten(array) for key, array in self._observations.items()}
+        actions, device = flatten(self._actions), self.model.device
+        n_rows = len(actions)
+        batch_size = min(batch_size, n_rows)
+        order = np.zeros(0, dtype=np.int64)
+        for _ in range(-(-n_rows // batch_size) if n_updates is None else n_updates):
+            if len(order) < batch_size:
+                # The generator that Stable-Baselines3 seeds
+                order = np.concatenate((order, np.random.permutation(n_rows)))  # noqa: NPY002
+            rows, order = order[:batch_size], order[batch_size:]
+            taken = {key: array[rows] for key, array in observations.items()}
+            yield Transitions(
+                obs_as_tensor(unkeyed(taken), device),
+                th.as_tensor(actions[rows], dtype=th.float32, device=device),
+                obs_as_tensor(self._next.take(observations, rows), device),
+                th.as_tensor(self._next.valid[rows], device=device),
+            )
+        self.is_ready = False
+
+
+class ReplaySource:
+    """Minibatches of the replay buffer of an off-policy algorithm."""
+
+    def __init__(self, model: OffPolicyAlgorithm):
+        self.model = model
+        self._n_new_steps = self._n_rollout_steps = 0
+        self._is_new = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a new rollout, and the algorithm itself learns already."""
+        buffer = self.model.replay_buffer
+        # That of a model that was loaded is empty, and one for goals in hindsight needs an episode that has ended
+        has_samples = buffer is not None and buffer.size() > 0
+        if has_samples and isinstance(buffer, HerReplayBuffer):
+            has_samples = bool((buffer.ep_length > 0).any())
+        return self._is_new and has_samples and self.model.num_timesteps > self.model.learning_starts
+
+    def latest(self, n_observations: int) -> Any:
+        """
+        :param n_observations: How many observations are wanted
+        :return: The latest ones, as many as there are, ``(samples, *observation shape)``
+        """
+        buffer = self.model.replay_buffer
+        assert isinstance(buffer, ReplayBuffer)
+        n_rows = min(buffer.size(), -(-n_observations // buffer.n_envs))
+        rows = np.arange(buffer.pos - n_rows, buffer.pos)
+        arrays = {key: np.concatenate(array[rows]) for key, array in by_key(buffer.observations).items()}
+        return buffer._normalize_obs(unkeyed(arrays), self.model._vec_normalize_env)
+
+    def on_step(self, row_locals: dict[str, Any]) -> None:
+        """Count. The replay buffer knows next observations."""
+        if self.model.use_sde:
+            forget_graphs(self.model.policy)
+        self._n_new_steps += self.model.n_envs
+
+    def on_rollout_end(self) -> None:
+        """Note how long the rollout was. The replay buffer forgets nothing."""
+        self._n_rollout_steps, self._n_new_steps = self._n_new_steps, 0
+        self._is_new = True
+
+    def minibatches(self, n_updates: int | None, batch_size: int) -> Iterator[Transitions]:
+        """
+        :param n_updates: Number of minibatches; by default the algorithm's ``gradient_steps``
+        :param batch_size: Size of a minibatch
+        :return: Minibatches, each drawn with replacement
+        """
+        buffer = self.model.replay_buffer
+        assert isinstance(buffer, ReplayBuffer)
+        if n_updates is None:
+            # Negative for as many as there were steps, as in Stable-Baselines3
+            n_updates = self.model.gradient_steps if self.model.gradient_steps >= 0 else self._n_rollout_steps
+        for _ in range(n_updates):
+            env = self.model._vec_normalize_env
+            if isinstance(buffer, NStepReplayBuffer):
+                # What comes next is a step away, whatever the algorithm bootstraps from
+                rows = np.random.randint(buffer.size(), size=batch_size)  # noqa: NPY002
+                samples = ReplayBuffer._get_samples(buffer, rows, env)
+            else:
+                samples = buffer.sample(batch_size, env=env)
+            # To save memory the buffer forgets the last observation of an episode, and gives the next one's first
+            ends = samples.dones.flatten() if buffer.optimize_memory_usage else th.zeros_like(samples.dones).flatten()
+            yield Transitions(samples.observations, samples.actions, samples.next_observations, 1.0 - ends)
+        self._is_new = False

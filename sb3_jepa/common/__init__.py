@@ -1,0 +1,1 @@
+"""What all rooms use. Only actions, privates and next observations know Stable-Baselines3."""

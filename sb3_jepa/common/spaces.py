@@ -1,0 +1,65 @@
+"""Spaces by key, and as JSON."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_jepa.common.observations import NO_KEY
+
+
+def space_to_json(space: spaces.Space) -> dict[str, Any]:
+    """
+    :param space: Of observations
+    :return: The arguments to make it again, as JSON knows them, and the name of its class
+    :raises ValueError: If Stable-Baselines3 knows no such observations
+    """
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "spaces": {key: space_to_json(one) for key, one in space.items()}}
+    if isinstance(space, spaces.Box):
+        bounds = {}
+        for name, bound in (("low", space.low), ("high", space.high)):
+            is_uniform = bound.size > 0 and bool((bound == bound.flat[0]).all())
+            bounds[name] = bound.flat[0].item() if is_uniform else bound.tolist()
+        return {"type": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": list(space.shape)}
+    raise ValueError(
+        f"Observations must be a Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these, got {space}"
+    )
+
+
+def space_from_json(description: Mapping[str, Any]) -> spaces.Space:
+    """
+    :param description: What :func:`space_to_json` returned
+    :return: The space
+    """
+    arguments = dict(description)
+    name = arguments.pop("type")
+    if name == "Dict":
+        # Of a dictionary it would sort the keys
+        return spaces.Dict([(key, space_from_json(one)) for key, one in arguments["spaces"].items()])
+    if name == "Box":
+        shape, dtype = tuple(arguments["shape"]), np.dtype(arguments["dtype"])
+        low, high = (np.broadcast_to(np.array(arguments[bound], dtype), shape).copy() for bound in ("low", "high"))
+        return spaces.Box(low, high, shape, dtype.type)
+    if name == "Discrete":
+        return spaces.Discrete(arguments["n"])
+    if name == "MultiDiscrete":
+        return spaces.MultiDiscrete(arguments["nvec"])
+    n = arguments["n"]
+    return spaces.MultiBinary(n[0] if len(n) == 1 else n)
+
+
+def spaces_by_key(observation_space: spaces.Space) -> Mapping[str, spaces.Space]:
+    """
+    :param observation_space: Observation space
+    :return: The spaces of a ``Dict`` by their keys, and any other under one key
+    """
+    # A Dict space is a mapping too, but what is `in` it are observations
+    return observation_space.spaces if isinstance(observation_space, spaces.Dict) else {NO_KEY: observation_space}

@@ -1,0 +1,191 @@
+"""Recordings of what an environment shows."""
+
+import os
+import pathlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common import callbacks
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_jepa.algorithms.saved_models import find_model, load_model
+from sb3_jepa.common import checks
+from sb3_jepa.common.digests import id_of
+from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.random_numbers import isolated_random_numbers
+from sb3_jepa.data.folders import NotRepeatedError, RecordingWriter
+from sb3_jepa.data.recordings import Recordings
+
+
+def record_env(
+    env: str | gym.Env | VecEnv,
+    n_steps: int = 10_000,
+    folder: str | pathlib.Path | None = None,
+    policy: Any = None,
+    seed: int = 0,
+    progress_bar: bool = True,
+) -> Recordings:
+    """
+    Act in environments, and keep what was seen. In a folder it is saved as it goes, in arrays that are mapped into
+    memory, and what is complete is not collected again. After an interruption the same call goes on where it was, and
+    ends with the same recordings: what was saved is played once more with the same random numbers, and compared. If
+    environments or policy do not repeat themselves, a warning tells, and the recording goes on with new episodes.
+
+    :param env: ID of an environment, an environment, or several in parallel. They are wrapped as Stable-Baselines3
+        does it: images get their channels first.
+    :param n_steps: How many observations to keep, of all environments together. The last one of an episode is one of
+        them.
+    :param folder: Where to save them; None to keep them in memory
+    :param policy: What acts: a model, the path of a saved one, or anything else with the ``predict`` of
+        Stable-Baselines3. By default actions are drawn evenly from the action space. A model that was trained with
+        ``VecNormalize`` needs an ``env`` that is wrapped in it, and the recordings are normalised then.
+    :param seed: Seed of the environments and of the actions
+    :param progress_bar: Display a progress bar using tqdm and rich
+    :return: The recordings
+    :raises ValueError: If an argument is not among those accepted, or the folder holds other recordings
+    :raises ImportError: If the progress bar is asked for, and tqdm or rich is not installed
+    """
+    n_steps, seed = checks.whole_number("n_steps", n_steps), checks.seed("seed", seed)
+    folder = checks.optional(checks.path, "folder", folder)
+    check_progress_bar(progress_bar)
+    model = policy
+    if isinstance(policy, (str, os.PathLike)):
+        # The noise of gSDE is drawn when a model is made
+        with _random_numbers(seed):
+            model = _load_policy(policy)
+    if model is not None and not callable(getattr(model, "predict", None)):
+        raise ValueError(f"`policy` must be None, a model, the path of one, or have a `predict`, got {policy!r}")
+    vec_env = _wrap(env)
+    try:
+        _check_fit(model, vec_env)
+        settings = dict(
+            env=_env_name(vec_env),
+            n_envs=vec_env.num_envs,
+            policy="random" if model is None else _policy_name(model),
+            seed=seed,
+        )
+        writer = RecordingWriter(vec_env.observation_space, n_steps, folder, settings)
+        if not writer.is_complete:
+            bar = callbacks.tqdm(total=n_steps) if progress_bar else None
+            try:
+                _record(vec_env, model, writer, seed, bar)
+            finally:
+                if bar is not None:
+                    bar.close()
+    finally:
+        if isinstance(env, str):
+            vec_env.close()
+    return writer.recordings()
+
+
+def _load_policy(path: str | os.PathLike) -> BaseAlgorithm:
+    try:
+        file = find_model(checks.path("policy", path))
+    except ValueError as error:
+        raise ValueError(f"`policy` must be a model or the path of a saved one, got {path!r}. {error}") from error
+    return load_model(file)
+
+
+def check_progress_bar(progress_bar: bool) -> None:
+    """
+    :param progress_bar: Whether one is asked for
+    :raises ValueError: If that is not said
+    :raises ImportError: If it is, and tqdm or rich is not installed
+    """
+    if checks.flag("progress_bar", progress_bar) and callbacks.tqdm is None:
+        raise ImportError(
+            'A progress bar needs tqdm and rich: pip install "sb3-jepa[examples]", or say `progress_bar=False`'
+        )
+
+
+def _record(env: VecEnv, model: Any, writer: RecordingWriter, seed: int, bar: Any) -> None:
+    try:
+        with _random_numbers(seed, env):
+            _collect(env, model, writer, bar)
+    except NotRepeatedError:
+        warnings.warn(
+            f"The recording in {writer.folder} was interrupted after {writer.n_saved} rows, and what was recorded then "
+            "does not come out once more: the environments or the policy draw random numbers that `seed` does not "
+            "decide, or have changed. It goes on with new episodes",
+            UserWarning,
+            stacklevel=3,
+        )
+        writer.skip_saved()
+        if bar is not None:
+            bar.update(writer.n_saved - bar.n)
+        # That so many rows were saved makes it the seed of other episodes
+        with _random_numbers(seed + writer.n_saved, env):
+            _collect(env, model, writer, bar)
+
+
+@contextmanager
+def _random_numbers(seed: int, env: VecEnv | None = None) -> Iterator[None]:
+    """What environments and a model draw; what runs beside it keeps its own random numbers."""
+    with isolated_random_numbers(seed):
+        if env is not None:
+            env.seed(seed)
+            env.action_space.seed(seed)
+        yield
+
+
+def _collect(env: VecEnv, model: Any, writer: RecordingWriter, bar: Any) -> None:
+    observations: Any = env.reset()
+    state, starts = None, np.ones(env.num_envs, dtype=bool)
+    episodes = writer.next_episode + np.arange(env.num_envs)
+    while True:
+        n_before = writer.n_written
+        writer.write(observations, episodes)
+        if not writer.is_complete:
+            if model is None:
+                actions = np.array([env.action_space.sample() for _ in range(env.num_envs)])
+            else:
+                actions, state = model.predict(observations, state, starts)
+            observations, _, starts, infos = env.step(actions)
+            for index in np.flatnonzero(starts):
+                if "terminal_observation" in infos[index]:
+                    last = by_key(infos[index]["terminal_observation"])
+                    writer.write(
+                        unkeyed({key: np.array(array)[None] for key, array in last.items()}), episodes[[index]]
+                    )
+                episodes[index] = episodes.max() + 1
+        if bar is not None:
+            bar.update(writer.n_written - n_before)
+        if writer.is_complete:
+            return
+        writer.save_if_due()
+
+
+def _wrap(env: Any) -> VecEnv:
+    if not isinstance(env, (str, gym.Env, VecEnv)):
+        raise ValueError(f"`env` must be the ID of an environment, a gymnasium.Env or a VecEnv, got {env!r}")
+    try:
+        return BaseAlgorithm._wrap_env(make_vec_env(env) if isinstance(env, str) else env, verbose=0)
+    except gym.error.Error as error:
+        raise ValueError(f"`env` must be the ID of an environment, got {env!r}. {error}") from error
+
+
+def _env_name(env: VecEnv) -> str:
+    spec = env.get_attr("spec", 0)[0] if env.has_attr("spec") else None
+    return type(env.unwrapped).__name__ if spec is None else spec.id
+
+
+def _policy_name(model: Any) -> str:
+    """Two models of one class act differently."""
+    policy = getattr(model, "policy", None)
+    return f"{type(model).__name__} {id_of(policy)}" if isinstance(policy, nn.Module) else type(model).__name__
+
+
+def _check_fit(model: Any, env: VecEnv) -> None:
+    for name in ("observation_space", "action_space"):
+        expected = getattr(model, name, None)
+        if expected is not None and expected != getattr(env, name):
+            raise ValueError(
+                f"`policy` must have the {name} of `env`, {getattr(env, name)}, got one that has {expected}"
+            )

@@ -1,0 +1,6 @@
+"""Environments: seen through their rendered frames, drawn fast, and with the surprise of a model."""
+
+from sb3_jepa.envs.pixels import PixelObservation, make_pixel_vec_env, state_names
+from sb3_jepa.envs.vec_surprise import VecSurprise
+
+__all__ = ["PixelObservation", "VecSurprise", "make_pixel_vec_env", "state_names"]

@@ -1,0 +1,48 @@
+"""Preprocessed observations, as the encoders of a policy take them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from torch import nn
+
+from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+
+
+def preprocess(observations: Any, space: spaces.Space, normalize_images: bool, encoders: Iterable[nn.Module]) -> Any:
+    """
+    Stable-Baselines3's preprocessing, but that images stay bytes if all encoders take these: a
+    :class:`JepaExtractor` scales them where it makes tokens of them, and with less effort.
+
+    :param observations: Tensors ``(batch, *observation shape)``, or a dictionary of such
+    :param space: Observation space of the policy
+    :param normalize_images: Whether the policy normalizes images
+    :param encoders: Of the policy
+    :return: What the encoders take
+    """
+    if not (normalize_images and all(isinstance(encoder, JepaExtractor) for encoder in encoders)):
+        return preprocess_obs(observations, space, normalize_images=normalize_images)
+    if isinstance(space, spaces.Dict):
+        return {key: preprocess(observations[key], one, normalize_images, ()) for key, one in space.items()}
+    if is_image_space(space) and observations.dtype == th.uint8:
+        return observations
+    return preprocess_obs(observations, space, normalize_images=normalize_images)
+
+
+def jepa_extractors(module: nn.Module) -> list[JepaExtractor]:
+    """
+    :param module: Such as a policy, or an extractor that is made of others
+    :return: Those in it, itself among them if it is one
+    """
+    return [one for one in module.modules() if isinstance(one, JepaExtractor)]
+
+
+def takes_nan(policy: nn.Module) -> bool:
+    """
+    :param policy: Of any algorithm
+    :return: Whether NaN in an observation says that a number is missing
+    """
+    extractors = jepa_extractors(policy)
+    return bool(extractors) and all(extractor.encoder.missing_as_nan for extractor in extractors)

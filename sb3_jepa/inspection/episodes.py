@@ -1,0 +1,180 @@
+"""Whole episodes, as they happened, and the frames that were seen in them."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_jepa.common.observations import NO_KEY, by_key, unkeyed
+from sb3_jepa.extractors.tokenization import count_frames, is_bytes, is_picture
+
+
+class Episode(NamedTuple):
+    """
+    An episode, or a part of one, in one environment.
+
+    :param observations: As the policy gets them, ``(steps + 1, *observation shape)``, the last one included; with
+        ``Dict`` observations a dictionary of such
+    :param actions: As the environment executed them, ``(steps, *action shape)``
+    :param rewards: ``(steps,)``
+    :param readings: What else was read of the environment before each step, ``(steps, variables)``, or None
+    """
+
+    observations: Any
+    actions: np.ndarray
+    rewards: np.ndarray
+    readings: np.ndarray | None = None
+
+
+class EpisodeRecorder:
+    """
+    Keeps the latest episodes.
+
+    :param n_envs: How many of the environments are recorded, from the first
+    :param max_steps: An episode that is longer is cut in pieces
+    :param max_total_steps: The oldest episodes are dropped when the others have so many steps
+    """
+
+    def __init__(self, n_envs: int = 1, max_steps: int = 500, max_total_steps: int = 500):
+        self.n_envs, self.max_steps, self.max_total_steps = n_envs, max_steps, max_total_steps
+        self._steps: list[list[tuple[dict[str, Any], Any, float, Any]]] = [[] for _ in range(n_envs)]
+        self._last: list[dict[str, Any]] = [{} for _ in range(n_envs)]
+        self._ended: deque[Episode] = deque()
+
+    def record_step(
+        self,
+        observations: Any,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        new_observations: Any,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+        readings: np.ndarray | None = None,
+    ) -> None:
+        """
+        Note a step of all environments.
+
+        :param observations: Before the step
+        :param actions: As the environments executed them
+        :param rewards: Of the step
+        :param new_observations: After it; where an episode ended, the first of the next one
+        :param dones: Whether the step ended an episode
+        :param infos: With the key ``"terminal_observation"`` where the step ended an episode
+        :param readings: What else was read of the environments before the step, ``(environments, variables)``
+        """
+        for env in range(self.n_envs):
+            # Copies, for a view would keep what all the other environments showed
+            before = {key: np.array(array[env]) for key, array in by_key(observations).items()}
+            after = {key: array[env] for key, array in by_key(new_observations).items()}
+            if dones[env]:
+                after = dict(by_key(infos[env].get("terminal_observation", unkeyed(after))))
+            reading = None if readings is None else readings[env]
+            self._steps[env].append((before, actions[env], float(rewards[env]), reading))
+            self._last[env] = after
+            if dones[env] or len(self._steps[env]) == self.max_steps:
+                self._ended.append(self._episode(env))
+                self._steps[env] = []
+        while sum(len(episode.actions) for episode in self._ended) - self._n_oldest_steps >= self.max_total_steps:
+            self._ended.popleft()
+
+    @property
+    def _n_oldest_steps(self) -> int:
+        return len(self._ended[0].actions) if self._ended else 0
+
+    def _episode(self, env: int) -> Episode:
+        befores, actions, rewards, readings = zip(*self._steps[env], strict=True)
+        rows = [*befores, self._last[env]]
+        observations = {key: np.stack([row[key] for row in rows]) for key in befores[0]}
+        is_read = readings[0] is not None
+        return Episode(
+            unkeyed(observations), np.stack(actions), np.array(rewards), np.stack(readings) if is_read else None
+        )
+
+    def latest(self, with_unfinished: bool = False) -> list[Episode]:
+        """
+        :param with_unfinished: Whether to add those that are under way, also if others have ended
+        :return: Episodes that have ended, oldest first; if none has, those that are under way
+        """
+        if self._ended and not with_unfinished:
+            return list(self._ended)
+        return [*self._ended, *(self._episode(env) for env in range(self.n_envs) if self._steps[env])]
+
+
+def executed_actions(step_locals: dict[str, Any]) -> np.ndarray:
+    """
+    :param step_locals: Local variables of ``collect_rollouts``, as a callback sees them
+    :return: The actions that the environments executed
+    """
+    # On-policy algorithms clip them; off-policy ones have nothing to clip
+    return step_locals["clipped_actions" if "clipped_actions" in step_locals else "actions"]
+
+
+def play_episodes(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    n_steps: int,
+    read: Callable[[VecEnv], np.ndarray] | None = None,
+) -> list[Episode]:
+    """
+    Let a model act.
+
+    :param model: Of any algorithm
+    :param env: With the observations that the model takes
+    :param n_steps: How many steps at least, in all environments together; episodes that are under way then are cut
+    :param read: What else to read of the environments before each step, ``(environments, variables)``
+    :return: The episodes
+    """
+    per_env = -(-n_steps // env.num_envs)
+    recorder = EpisodeRecorder(env.num_envs, max_steps=per_env, max_total_steps=2 * n_steps)
+    observations: Any = env.reset()
+    state, starts = None, np.ones(env.num_envs, dtype=bool)
+    for _ in range(per_env):
+        readings = None if read is None else read(env)
+        actions, state = model.predict(observations, state, starts)
+        new_observations, rewards, starts, infos = env.step(actions)
+        recorder.record_step(observations, actions, rewards, new_observations, starts, infos, readings)
+        observations = new_observations
+    return recorder.latest(with_unfinished=True)
+
+
+def image_key(space: spaces.Space) -> str | None:
+    """
+    :param space: Observation space of a policy
+    :return: The key of its first image, ``""`` if it is an image itself, None if there is none
+    """
+    for key, one in space.spaces.items() if isinstance(space, spaces.Dict) else [(NO_KEY, space)]:
+        if isinstance(one, spaces.Box) and is_picture(one) and (is_bytes(one) or _is_normalized_image(one)):
+            return key
+    return None
+
+
+def _is_normalized_image(space: spaces.Box) -> bool:
+    is_between_0_and_1 = bool((space.low >= 0).all() and (space.high <= 1).all())
+    return (
+        is_image_space(space, normalized_image=True) and np.issubdtype(space.dtype, np.floating) and is_between_0_and_1
+    )
+
+
+def frames_of(images: np.ndarray, n_frames: int | None = None) -> np.ndarray:
+    """
+    The frames that are stacked in images, to be shown.
+
+    :param images: Observations of a policy, ``(batch, frames * channels, height, width)``, ``(batch, height, width)``,
+        or as Gymnasium stacks them, ``(batch, frames, height, width, channels)`` or with the channels before the height
+    :param n_frames: Number of frames; guessed by default
+    :return: ``(batch, frames, height, width, 3)``, or without the last dimension if they are not RGB: then the first
+        channel of each
+    """
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim == 5 and images.shape[2] < min(images.shape[3:]):
+        images = np.moveaxis(images, 2, -1)
+    if images.ndim == 4:
+        n_frames = count_frames(images.shape[1]) if n_frames is None else n_frames
+        images = images.reshape(len(images), n_frames, -1, *images.shape[2:]).transpose(0, 1, 3, 4, 2)
+    return images if images.shape[-1] == 3 else images[..., 0]
