@@ -13,7 +13,7 @@ from stable_baselines3.her import HerReplayBuffer
 
 from sb3_jepa.buffers.rollout import NextObservationIndex, Transitions
 from sb3_jepa.common.actions import forget_graphs
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.extractors.preprocessing import takes_nan
 
 
@@ -67,7 +67,7 @@ class RolloutSource:
             rows, order = order[:batch_size], order[batch_size:]
             taken = {key: array[rows] for key, array in observations.items()}
             yield Transitions(
-                obs_as_tensor(unkeyed(taken), device),
+                obs_as_tensor(as_observations(taken), device),
                 th.as_tensor(actions[rows], dtype=th.float32, device=device),
                 obs_as_tensor(self._next.take(observations, rows), device),
                 th.as_tensor(self._next.valid[rows], device=device),
@@ -103,7 +103,7 @@ class ReplaySource:
         n_rows = min(buffer.size(), -(-n_observations // buffer.n_envs))
         rows = np.arange(buffer.pos - n_rows, buffer.pos)
         arrays = {key: np.concatenate(array[rows]) for key, array in by_key(buffer.observations).items()}
-        return buffer._normalize_obs(unkeyed(arrays), self.model._vec_normalize_env)
+        return buffer._normalize_obs(as_observations(arrays), self.model._vec_normalize_env)
 
     def on_step(self, row_locals: dict[str, Any]) -> None:
         """Count. The replay buffer knows next observations."""

@@ -10,7 +10,7 @@ from stable_baselines3.common.preprocessing import get_obs_shape
 
 from sb3_jepa.buffers.frames import FrameStacks, has_frames
 from sb3_jepa.common import checks
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 
 
 class SharedFrames(ReplayBuffer):
@@ -48,7 +48,7 @@ class SharedFrames(ReplayBuffer):
         spaces_of_frames = {key: space for key, space in keyed.items() if has_frames(space)}
         # An array of the whole stacks is not even to be asked for
         nothing = {key: spaces.Box(0, 1, (0,), space.dtype) for key, space in spaces_of_frames.items()}
-        allocated = unkeyed({**keyed, **nothing})
+        allocated = as_observations({**keyed, **nothing})
         super().__init__(
             buffer_size,
             spaces.Dict(allocated) if isinstance(observation_space, spaces.Dict) else allocated,
@@ -64,7 +64,7 @@ class SharedFrames(ReplayBuffer):
             size = self.buffer_size, n_envs, space.shape, space.dtype
             observations[key] = FrameStacks(*size)
             next_observations[key] = FrameStacks(*size, beside=observations[key])
-        self.observations, self.next_observations = unkeyed(observations), unkeyed(next_observations)
+        self.observations, self.next_observations = as_observations(observations), as_observations(next_observations)
 
     def to_torch(self, array: np.ndarray, copy: bool = True) -> th.Tensor:
         """

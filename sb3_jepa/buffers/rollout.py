@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSampl
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa.buffers.frames import FrameStacks, has_frames
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 
 # Next observations that are embedded at once, if their targets are kept
 TARGET_BATCH_SIZE = 512
@@ -141,7 +141,7 @@ class NextObservationIndex:
         for key, array in by_key(observations).items():
             taken[key] = array[row_index]
             taken[key][is_stored] = self._stored_arrays[key][stored_index]
-        return unkeyed(taken)
+        return as_observations(taken)
 
 
 class NextObservations(RolloutBuffer):
@@ -169,14 +169,14 @@ class NextObservations(RolloutBuffer):
         spaces_of_frames = {key: space for key, space in by_key(self.observation_space).items() if has_frames(space)}
         obs_shape = self.obs_shape
         # An array of the whole stacks is not even to be asked for
-        self.obs_shape = unkeyed({**by_key(obs_shape), **dict.fromkeys(spaces_of_frames, (0,))})
+        self.obs_shape = as_observations({**by_key(obs_shape), **dict.fromkeys(spaces_of_frames, (0,))})
         super().reset()
         self.obs_shape = obs_shape
         stacks = {
             key: FrameStacks(self.buffer_size, self.n_envs, space.shape, space.dtype)
             for key, space in spaces_of_frames.items()
         }
-        self.observations = unkeyed({**by_key(self.observations), **stacks})
+        self.observations = as_observations({**by_key(self.observations), **stacks})
         self._next = NextObservationIndex(self.buffer_size, self.n_envs)
         self._targets: dict[str, th.Tensor] | None = None
 

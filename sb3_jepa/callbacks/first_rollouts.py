@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.extractors.measuring import measure_inputs, n_inputs_to_measure
 from sb3_jepa.objectives import Objective
 
@@ -110,7 +110,7 @@ def evaluate_rollout(model: OnPolicyAlgorithm, rollout_locals: dict[str, Any], t
 def _batch_of(observations: Any, rows: Any) -> Any:
     """Rows of a buffer, ``(rows, environments, ...)``, as one batch."""
     chosen = {key: array[rows] for key, array in by_key(observations).items()}
-    return unkeyed({key: array.reshape(-1, *array.shape[2:]) for key, array in chosen.items()})
+    return as_observations({key: array.reshape(-1, *array.shape[2:]) for key, array in chosen.items()})
 
 
 def _actions(model: OnPolicyAlgorithm, rows: Any) -> th.Tensor:

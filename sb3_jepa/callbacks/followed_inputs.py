@@ -14,7 +14,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa.alternating.sources import ReplaySource
-from sb3_jepa.common.observations import NO_KEY, by_key, concatenate, unkeyed
+from sb3_jepa.common.observations import NO_KEY, as_observations, by_key, concatenate
 from sb3_jepa.common.ranks import gather_batch, rank
 from sb3_jepa.extractors.finding import features_extractors, find_encoders
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
@@ -61,7 +61,7 @@ class FollowedInputs:
                 _observed.setdefault(self.model, []).append(self._sample_rollout(self.model, self._keys))
         elif self._is_due and replay is not None and (keys := followed_keys(self.model.policy)):
             latest = by_key(replay.latest(N_FOLLOWED))
-            _observed[self.model] = [unkeyed({key: latest[key] for key in keys})]
+            _observed[self.model] = [as_observations({key: latest[key] for key in keys})]
 
     @staticmethod
     def _sample_rollout(model: OnPolicyAlgorithm, keys: list[str]) -> Any:
@@ -70,7 +70,7 @@ class FollowedInputs:
         rows = np.unique(np.linspace(0, n_rows - 1, min(n_rows, N_FOLLOWED)).astype(np.int64))
         steps, envs = np.divmod(rows, buffer.n_envs)
         observations = by_key(buffer.observations)
-        return unkeyed({key: observations[key][steps, envs] for key in keys})
+        return as_observations({key: observations[key][steps, envs] for key in keys})
 
     def follow(self, objectives: Mapping[str, Objective]) -> None:
         """
@@ -189,7 +189,7 @@ def follow_inputs(policy: BasePolicy, observations: Any, objectives: Mapping[str
     :param objectives: What its encoders learn, by the names of :func:`~sb3_jepa.encoders.find_encoders`
     """
     tensors = by_key(obs_as_tensor(observations, policy.device))
-    of_all_ranks = unkeyed({key: gather_batch(tensor) for key, tensor in tensors.items()})
+    of_all_ranks = as_observations({key: gather_batch(tensor) for key, tensor in tensors.items()})
     inputs = preprocess_obs(of_all_ranks, policy.observation_space, normalize_images=policy.normalize_images)
     for path, extractor in features_extractors(policy).items():
         # A target network does what its original does, which may be shared and go by another path

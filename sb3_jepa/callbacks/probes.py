@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_jepa.callbacks.every_n_rollouts import EveryNRollouts
 from sb3_jepa.callbacks.jepa import dump_last_scalars
 from sb3_jepa.common import checks
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.diagnostics import probe_episodes
 from sb3_jepa.envs.pixels import state_names
 from sb3_jepa.inspection.latent_model import LatentModel
@@ -156,5 +156,5 @@ class ProbeCallback(EveryNRollouts):
             return {}
         observations, values, episodes = zip(*self._samples, strict=True)
         batch = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
-        embeddings = LatentModel(self.model, self.encoder).embed(unkeyed(batch)).double().cpu().numpy()
+        embeddings = LatentModel(self.model, self.encoder).embed(as_observations(batch)).double().cpu().numpy()
         return probe_episodes(embeddings, np.stack(values), np.array(episodes), self.names, self.held_out)

@@ -14,8 +14,8 @@ def by_key(observations: Any) -> Mapping[str, Any]:
     return observations if isinstance(observations, Mapping) else {NO_KEY: observations}
 
 
-def unkeyed(keyed: Mapping[str, Any]) -> Any:
-    """The inverse of :func:`by_key`."""
+def as_observations(keyed: Mapping[str, Any]) -> Any:
+    """Observations by key as the policy takes them: the inverse of :func:`by_key`."""
     return keyed.get(NO_KEY, keyed)
 
 
@@ -25,4 +25,4 @@ def concatenate(observations: list[Any]) -> Any:
     :return: One batch
     """
     keyed = [by_key(one) for one in observations]
-    return unkeyed({key: np.concatenate([one[key] for one in keyed]) for key in keyed[0]})
+    return as_observations({key: np.concatenate([one[key] for one in keyed]) for key in keyed[0]})

@@ -16,7 +16,7 @@ class Versions:
     def __init__(self, tensors: Sequence[th.Tensor] = ()):
         self._versions = [(tensor, tensor._version) for tensor in tensors]
 
-    def are_those_of(self, tensors: Sequence[th.Tensor]) -> bool:
+    def match(self, tensors: Sequence[th.Tensor]) -> bool:
         """
         :param tensors: As many as were remembered, or others
         :return: Whether they are the same objects, and were not changed since

@@ -18,7 +18,7 @@ from torch import nn
 from sb3_jepa.algorithms.saved_models import find_model, load_model
 from sb3_jepa.common import checks
 from sb3_jepa.common.digests import id_of
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.data.folders import NotRepeatedError, RecordingWriter
 from sb3_jepa.data.recordings import Recordings
@@ -152,7 +152,7 @@ def _collect(env: VecEnv, model: Any, writer: RecordingWriter, bar: Any) -> None
                 if "terminal_observation" in infos[index]:
                     last = by_key(infos[index]["terminal_observation"])
                     writer.write(
-                        unkeyed({key: np.array(array)[None] for key, array in last.items()}), episodes[[index]]
+                        as_observations({key: np.array(array)[None] for key, array in last.items()}), episodes[[index]]
                     )
                 episodes[index] = episodes.max() + 1
         if bar is not None:

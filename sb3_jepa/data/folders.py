@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_jepa.common.files import reading, replace_when_complete
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.settings import differing_settings, readable
 from sb3_jepa.common.spaces import space_from_json, space_to_json, spaces_by_key
 from sb3_jepa.data.recordings import Recordings
@@ -179,7 +179,7 @@ class RecordingWriter:
             return read_folder(self.folder)
         arrays = {name: array[: self.n_written] for name, array in self._arrays.items()}
         keys = spaces_by_key(self.observation_space)
-        observations = unkeyed({key: arrays[array_name(key)] for key in keys})
+        observations = as_observations({key: arrays[array_name(key)] for key in keys})
         return Recordings(self.observation_space, observations, arrays["episodes"])
 
 
@@ -201,7 +201,9 @@ def read_folder(folder: pathlib.Path) -> Recordings:
         warnings.warn(f"{folder} is not complete: it holds {n_rows} of {n_expected} rows", UserWarning, stacklevel=3)
     files = {key: folder / _file_name(array_name(key)) for key in spaces_by_key(space)}
     arrays = {key: map_array(file, n_rows=n_rows)[:n_rows] for key, file in files.items()}
-    return Recordings(space, unkeyed(arrays), map_array(folder / _file_name("episodes"), n_rows=n_rows)[:n_rows])
+    return Recordings(
+        space, as_observations(arrays), map_array(folder / _file_name("episodes"), n_rows=n_rows)[:n_rows]
+    )
 
 
 def map_array(path: pathlib.Path, mode: str = "r", n_rows: int = 0) -> np.ndarray:

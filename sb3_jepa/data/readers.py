@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from sb3_jepa.buffers.frames import FrameStacks
 from sb3_jepa.common import checks
 from sb3_jepa.common.files import reading
-from sb3_jepa.common.observations import NO_KEY, by_key, unkeyed
+from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
 from sb3_jepa.common.spaces import spaces_by_key
 from sb3_jepa.data.collection import record_env
 from sb3_jepa.data.folders import RecordingWriter, array_name, map_array, read_folder
@@ -120,7 +120,9 @@ def read_buffer(buffer: ReplayBuffer | RolloutBuffer) -> Recordings:
     is_flat = isinstance(buffer, RolloutBuffer) and buffer.generator_ready
     keyed = spaces_by_key(buffer.observation_space)
     arrays = {key: _flatten(array, n_steps, is_flat, keyed[key]) for key, array in by_key(buffer.observations).items()}
-    return Recordings(buffer.observation_space, unkeyed(arrays), (episodes.T if is_flat else episodes).reshape(-1))
+    return Recordings(
+        buffer.observation_space, as_observations(arrays), (episodes.T if is_flat else episodes).reshape(-1)
+    )
 
 
 def _flatten(array: Any, n_steps: int, is_flat: bool, space: spaces.Space) -> Any:
@@ -197,7 +199,9 @@ def read_file(path: str | os.PathLike, observation_space: spaces.Space | None = 
         observation_space = guessed[NO_KEY] if NO_KEY in guessed else spaces.Dict(guessed)
     observation_space = _channels_first(observation_space)
     n_rows = len(next(iter(keyed.values())))
-    return Recordings(observation_space, _transpose(unkeyed(keyed), observation_space), _find_episodes(arrays, n_rows))
+    return Recordings(
+        observation_space, _transpose(as_observations(keyed), observation_space), _find_episodes(arrays, n_rows)
+    )
 
 
 def _map_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -281,7 +285,7 @@ def _transpose(observations: Any, space: spaces.Space) -> Any:
     """Views of the observations as a policy sees them."""
     keyed = spaces_by_key(space)
     arrays = by_key(observations)
-    return unkeyed(
+    return as_observations(
         {key: maybe_transpose(array, keyed[key]) if key in keyed else array for key, array in arrays.items()}
     )
 

@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.digests import digest
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.spaces import spaces_by_key
 
 # So many observations, spread evenly, tell recordings from others
@@ -56,7 +56,7 @@ class Recordings:
         """
         rows = np.asarray(rows)
         keyed = spaces_by_key(self.observation_space)
-        return unkeyed(
+        return as_observations(
             {
                 key: np.ascontiguousarray(array[rows], dtype=keyed[key].dtype)
                 for key, array in by_key(self.observations).items()

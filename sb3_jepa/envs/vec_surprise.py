@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.files import reading, write_file
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.extractors.measuring import n_inputs_to_measure
 from sb3_jepa.inspection.latent_model import LatentModel
 
@@ -264,7 +264,7 @@ def _with_terminal_observations(observations: Any, dones: np.ndarray, infos: Any
     for index in np.flatnonzero(dones):
         for key, terminal in by_key(infos[index].get(TERMINAL, {})).items():
             led_to[key][index] = terminal
-    return unkeyed(led_to)
+    return as_observations(led_to)
 
 
 def _n_normalizing(venv: VecEnv | None) -> int:

@@ -8,7 +8,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.ranks import gather_batch
 from sb3_jepa.extractors.finding import features_extractors, find_encoders
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
@@ -56,7 +56,7 @@ def measure_inputs(
             through = extractor.encoder.tokenizer if isinstance(extractor, JepaExtractor) else extractor
             with measuring(lacking):
                 for batch in zip(*of_all_ranks.values(), strict=True):
-                    inputs = unkeyed(dict(zip(of_all_ranks, batch, strict=True)))
+                    inputs = as_observations(dict(zip(of_all_ranks, batch, strict=True)))
                     through(preprocess_obs(inputs, policy.observation_space, normalize_images=policy.normalize_images))
     encoders = find_encoders(policy)
     for name, objective in objectives.items():

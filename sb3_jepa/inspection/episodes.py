@@ -10,7 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_jepa.common.observations import NO_KEY, by_key, unkeyed
+from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
 from sb3_jepa.extractors.tokenization import count_frames, is_bytes, is_picture
 
 
@@ -72,7 +72,7 @@ class EpisodeRecorder:
             before = {key: np.array(array[env]) for key, array in by_key(observations).items()}
             after = {key: array[env] for key, array in by_key(new_observations).items()}
             if dones[env]:
-                after = dict(by_key(infos[env].get("terminal_observation", unkeyed(after))))
+                after = dict(by_key(infos[env].get("terminal_observation", as_observations(after))))
             reading = None if readings is None else readings[env]
             self._steps[env].append((before, actions[env], float(rewards[env]), reading))
             self._last[env] = after
@@ -92,7 +92,7 @@ class EpisodeRecorder:
         observations = {key: np.stack([row[key] for row in rows]) for key in befores[0]}
         is_read = readings[0] is not None
         return Episode(
-            unkeyed(observations), np.stack(actions), np.array(rewards), np.stack(readings) if is_read else None
+            as_observations(observations), np.stack(actions), np.array(rewards), np.stack(readings) if is_read else None
         )
 
     def latest(self, with_unfinished: bool = False) -> list[Episode]:

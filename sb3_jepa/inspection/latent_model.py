@@ -11,7 +11,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from sb3_jepa.alternating.learner import find_objectives
 from sb3_jepa.common import checks
 from sb3_jepa.common.actions import encode_actions
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.extractors.finding import pick_encoders
 from sb3_jepa.objectives import NextLatentPrediction
 
@@ -76,7 +76,7 @@ class LatentModel:
         try:
             split = {key: tensor.split(BATCH_SIZE) for key, tensor in by_key(tensors).items()}
             for batch in zip(*split.values(), strict=True):
-                one = unkeyed(dict(zip(split, batch, strict=True)))
+                one = as_observations(dict(zip(split, batch, strict=True)))
                 yield compute(
                     preprocess_obs(one, self.policy.observation_space, normalize_images=self.policy.normalize_images)
                 )

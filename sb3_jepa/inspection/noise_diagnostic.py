@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.files import reading
-from sb3_jepa.common.observations import NO_KEY, by_key, unkeyed
+from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
 from sb3_jepa.diagnostics.feature_noise import FeatureNoise, feature_noise, named_features
 
 # Of so many numbers are the pairs of observations that are looked at by default: all that a vector has ever been, some
@@ -64,7 +64,7 @@ def replay_pairs(buffer: ReplayBuffer, horizon: int = 1, max_samples: int | None
         first, last = rows[start], rows[start + horizon - 1]
     x = {key: array[first, env_index] for key, array in observations.items()}
     y = {key: array[last, env_index] for key, array in next_observations.items()}
-    return unkeyed(x), unkeyed(y)
+    return as_observations(x), as_observations(y)
 
 
 def noise_diagnostic(

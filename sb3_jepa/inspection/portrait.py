@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 
 from sb3_jepa.common import checks
-from sb3_jepa.common.observations import by_key, concatenate, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key, concatenate
 from sb3_jepa.diagnostics import (
     Trajectory,
     UnrolledErrors,
@@ -149,7 +149,7 @@ class Portrait:
         chosen = rows[places]
         observed = {key: array[chosen] for key, array in by_key(self.observations).items()}
         batches = self.latent_model.in_batches(
-            unkeyed(observed), lambda inputs: attention_maps(extractor.encoder, inputs)
+            as_observations(observed), lambda inputs: attention_maps(extractor.encoder, inputs)
         )
         (maps,) = ({key: one.cpu().numpy() for key, one in batch.items()} for batch in batches)
         key, frames = image_key(self.latent_model.policy.observation_space), self.frames(chosen)

@@ -105,7 +105,7 @@ class MomentumEncoder(TargetEncoder):
         """
         own, theirs = list(self.encoder.buffers()), list(encoder.buffers())
         # Who works something out from a buffer need not do so again after each update
-        if self._copied.are_those_of(own + theirs):
+        if self._copied.match(own + theirs):
             return
         for one, other in zip(own, theirs, strict=True):
             one.copy_(other)

@@ -60,7 +60,7 @@ class TokenSelection:
         To be called before a compiled function that makes tokens: what it decides is not part of a graph.
         """
         variance = self.standardization.variance
-        if not self.drop_constant_tokens or self._noticed.are_those_of([variance]):
+        if not self.drop_constant_tokens or self._noticed.match([variance]):
             return
         varies = (self.tokenizer.patches(variance[None]) > 0).any(dim=-1).flatten()
         if self.standardization.n_seen == 0 or varies.all():

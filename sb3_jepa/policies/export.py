@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from sb3_jepa.common import checks
 from sb3_jepa.common.actions import forget_graphs
 from sb3_jepa.common.files import in_memory, replace_when_complete
-from sb3_jepa.common.observations import NO_KEY, by_key, unkeyed
+from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
 
 
 class ActingPolicy(nn.Module):
@@ -87,7 +87,7 @@ def export_policy(model: BaseAlgorithm, path: str | pathlib.Path) -> None:
     # Two of them, for a batch of one would be taken for a constant
     examples = [by_key(space.sample()) for _ in range(2)]
     batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
-    observation, _ = policy.obs_to_tensor(unkeyed(batch))
+    observation, _ = policy.obs_to_tensor(as_observations(batch))
     any_batch = {0: th.export.Dim.AUTO}
     shapes: Any = {key: any_batch for key in batch} if NO_KEY not in batch else any_batch
     acting = ActingPolicy(policy)

@@ -16,7 +16,7 @@ from sb3_jepa.buffers.rollout import Transitions
 from sb3_jepa.common import checks
 from sb3_jepa.common.actions import encode_actions, without_graph
 from sb3_jepa.common.divergence import check_gradients
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.extractors.preprocessing import preprocess, takes_nan
@@ -276,7 +276,9 @@ class JointPolicy(PolicyFiles):
             actions = encode_actions(obs.actions, self.action_space, getattr(self, "squash_output", False))
             next_observations = None if obs.next_observations is None else self._preprocess(obs.next_observations)
             mask = obs.mask
-            real = inputs if mask is None else unkeyed({key: rows[mask] for key, rows in by_key(inputs).items()})
+            real = (
+                inputs if mask is None else as_observations({key: rows[mask] for key, rows in by_key(inputs).items()})
+            )
             for index, name in enumerate(self.encoders):
                 if name in self.objectives:
                     gauge = self.gauges[name]

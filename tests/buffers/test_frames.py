@@ -27,7 +27,7 @@ from sb3_jepa import (
     noise_diagnostic,
 )
 from sb3_jepa.buffers.frames import FrameStacks, has_frames
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.envs.pixels import make_pixel_vec_env
 from sb3_jepa.inspection.noise_diagnostic import replay_pairs
 from tests.conftest import SMALL_POLICY, SMALL_PPO, FakeEnv
@@ -153,7 +153,7 @@ def add_to_replay(buffer, step) -> None:
     for env in np.flatnonzero(dones):
         for key, array in by_key(infos[env]["terminal_observation"]).items():
             next_observations[key][env] = array
-    buffer.add(observations, unkeyed(next_observations), actions, rewards, dones, infos)
+    buffer.add(observations, as_observations(next_observations), actions, rewards, dones, infos)
 
 
 def assert_same(one, other) -> None:

@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa import A2C, PPO, JepaCallback, JepaExtractor, MaskablePPO, RecurrentPPO
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.extractors.measuring import n_inputs_to_measure
 from tests.conftest import FakeEnv, make_counting_env
 
@@ -126,7 +126,7 @@ def check_rollout(model, record: Record, states=None):
     rewards, values = np.stack(record.rewards), np.zeros((model.n_steps, buffer.n_envs))
     for row in range(model.n_steps):
         observations = obs_as_tensor(
-            unkeyed({key: array[row] for key, array in by_key(buffer.observations).items()}), "cpu"
+            as_observations({key: array[row] for key, array in by_key(buffer.observations).items()}), "cpu"
         )
         actions, starts = th.as_tensor(buffer.actions[row]), buffer.episode_starts[row]
         if isinstance(model.action_space, spaces.Discrete):

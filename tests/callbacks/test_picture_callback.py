@@ -103,7 +103,7 @@ def test_every_twenty_rollouts_by_default():
 
 
 def test_every_so_many_steps_off_policy(monkeypatch):
-    monkeypatch.setattr(monitors, "STEPS_APART", 30)
+    monkeypatch.setattr("sb3_jepa.callbacks.every_n_rollouts.STEPS_APART", 30)
     looks = Looks()
     model = make_off_policy(train_freq=4)
     model.learn(100, callback=looks)
@@ -115,7 +115,7 @@ def test_every_so_many_steps_off_policy(monkeypatch):
 
 
 def test_a_second_training_counts_from_where_it_begins(monkeypatch):
-    monkeypatch.setattr(monitors, "STEPS_APART", 40)
+    monkeypatch.setattr("sb3_jepa.callbacks.every_n_rollouts.STEPS_APART", 40)
     looks = Looks()
     model = make_off_policy(train_freq=4)
     model.learn(60, callback=looks)

@@ -13,7 +13,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_jepa import PPO, JepaCallback, JepaExtractor, JepaPolicy
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.diagnostics import area_under_curve
 from sb3_jepa.envs.pixels import PixelObservation, make_pixel_vec_env
 from sb3_jepa.envs.vec_surprise import VecSurprise
@@ -49,7 +49,7 @@ def training(request):
 def sample_transitions(model, n: int = 6):
     def sample_observations():
         samples = [by_key(model.observation_space.sample()) for _ in range(n)]
-        return unkeyed({key: np.stack([sample[key] for sample in samples]) for key in samples[0]})
+        return as_observations({key: np.stack([sample[key] for sample in samples]) for key in samples[0]})
 
     actions = np.stack([model.action_space.sample() for _ in range(n)])
     return sample_observations(), actions, sample_observations()
@@ -79,7 +79,7 @@ class Watch(VecEnvWrapper):
                 led_to[key][index] = terminal
         expected = np.zeros(len(dones))
         if n_inputs_to_measure(self.model.policy) == 0:
-            expected = surprise(self.model, self.last, self.actions, unkeyed(led_to))
+            expected = surprise(self.model, self.last, self.actions, as_observations(led_to))
         told = np.array([info["surprise"] for info in infos])
         assert told == pytest.approx(expected, rel=1e-5)
         extrinsic_rewards = np.array([info.get("extrinsic_reward", np.nan) for info in infos])
@@ -121,7 +121,7 @@ def test_a_single_transition_needs_no_batch(observation):
     together = surprise(model, observations, actions, next_observations)
     for row in range(3):
         before, after = (
-            unkeyed({key: array[row] for key, array in by_key(batch).items()})
+            as_observations({key: array[row] for key, array in by_key(batch).items()})
             for batch in (observations, next_observations)
         )
         alone = surprise(model, before, actions[row], after)

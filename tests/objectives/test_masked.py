@@ -8,7 +8,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import nn
 
 from sb3_jepa import DmtJepa, JepaExtractor, MaskedPrediction, Salt, SaltTeacher, TJepa
-from sb3_jepa.common.observations import by_key, unkeyed
+from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.objectives import ObjectiveInput
 from sb3_jepa.parts import NeighborAggregation
 from sb3_jepa.parts.masks import Masks
@@ -59,7 +59,7 @@ def sample(space: spaces.Space, n: int = 3) -> tuple[list, th.Tensor | dict[str,
     space.seed(0)
     samples = [space.sample() for _ in range(n)]
     keyed = [by_key(one) for one in samples]
-    batch = unkeyed({key: th.as_tensor(np.stack([one[key] for one in keyed])) for key in keyed[0]})
+    batch = as_observations({key: th.as_tensor(np.stack([one[key] for one in keyed])) for key in keyed[0]})
     return samples, preprocess_obs(batch, space)
 
 
