@@ -34,8 +34,8 @@ def true_next_observations(
     is_known = np.ones(len(dones), dtype=bool)
     if not np.any(dones):
         return new_observations, is_known
-    led_to = {key: np.array(array) for key, array in by_key(new_observations).items()}
-    for index in np.flatnonzero(dones):
+    led_to: dict[str, Any] = {key: np.array(array) for key, array in by_key(new_observations).items()}
+    for index in np.flatnonzero(dones).tolist():
         last = terminal_observation(True, infos[index])
         is_known[index] = last is not None
         if last is not None:

@@ -144,7 +144,7 @@ def test_a_recording_that_was_interrupted_went_on_with_other_episodes(acts, tmp_
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_a_recording_that_was_killed_went_on_with_other_episodes(tmp_path):
     script = (
-        "import pathlib, sys\nfrom sb3_jepa.pretrain import folders\nfolders.SAVE_FREQ = 50\n"
+        "import pathlib, sys\nfrom sb3_jepa.data import folders\nfolders.SAVE_FREQ = 50\n"
         "from tests.data.test_collection import record_interrupted\n"
         "record_interrupted(pathlib.Path(sys.argv[1]), at=int(sys.argv[2]))"
     )
