@@ -10,7 +10,6 @@ results hold is kept and not run again.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import time
@@ -36,7 +35,7 @@ from sb3_jepa import JepaExtractor, MaskedPrediction, Recordings, Salt, SaltTeac
 from sb3_jepa.diagnostics import effective_rank, probe_r2
 from sb3_jepa.envs.pixels import PixelObservation
 from sb3_jepa.objectives.salt import SALT_BLOCKS
-from sb3_jepa.pretrain import read, record_env
+from sb3_jepa.pretrain import describe_encoder, read, record_env
 
 PREDICTOR: dict[str, Any] = dict(predictor_dim=24, predictor_depth=1, predictor_heads=2)
 # What SALT is compared with: it has the same masks and the same loss, and only its targets are others. In so short a
@@ -230,9 +229,9 @@ class Experiment:
     def measure(self, folder: pathlib.Path) -> dict[str, Any]:
         """
         :param folder: Of a pretraining
-        :return: What is measured of its encoder, and what is told of the encoder beside it
+        :return: What is measured of its encoder, and what the file of the encoder says
         """
-        about = json.loads((folder / "encoder.json").read_text())
+        about = describe_encoder(folder)
         measured: dict[str, Any] = self.task.measure(read_encoder(folder))
         measured["validation_loss"] = float(about["validation_loss"])
         return dict(measured, teacher=about["teacher"] or "")

@@ -10,7 +10,7 @@ import torch as th
 from sb3_jepa.common import checks
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.common.state_dicts import find_misfits
-from sb3_jepa.extractors.files import read_state
+from sb3_jepa.extractors.files import describe_encoder, find_encoder_file, read_encoder, read_state
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 
 # The keyword argument of an objective
@@ -22,19 +22,19 @@ class TeacherFile:
     What a model keeps of a teacher beside its parameters, which are the objective's: where it is from, and how to make
     it again where that is not there any more.
 
-    :param path: The folder of :func:`~sb3_jepa.pretrain`, or the encoder's file in it
+    :param path: As of :func:`~sb3_jepa.read_encoder`
     :raises ValueError: If there is no such encoder, or it is broken
     """
 
-    def __init__(self, path: str | os.PathLike):
-        # That package imports the policies, which import this
-        from sb3_jepa.extractors.pretrained import read_description, read_encoder
+    # What models were saved with before there were others
+    features_extractor_class: type[JepaExtractor] = JepaExtractor
 
-        # Whether it can be read has to be known now
-        read_encoder(path)
-        file, self.observation_space, self.features_extractor_kwargs = read_description(path)
+    def __init__(self, path: str | os.PathLike):
+        encoder = read_encoder(path)
+        self.features_extractor_class, self.observation_space = type(encoder), encoder._observation_space
+        self.features_extractor_kwargs = describe_encoder(path)["features_extractor_kwargs"]
         # As it was given, and wherever the process is. (Texts, for paths of one system cannot be unpickled on another.)
-        self.given, self.path = str(pathlib.Path(path)), str(file.resolve())
+        self.given, self.path = str(pathlib.Path(path)), str(find_encoder_file(path).resolve())
 
     def make(self) -> JepaExtractor:
         """
@@ -43,7 +43,7 @@ class TeacherFile:
         """
         # A training that is under way must not miss the random numbers of its initialisation
         with isolated_random_numbers():
-            teacher = JepaExtractor(self.observation_space, **self.features_extractor_kwargs)
+            teacher = self.features_extractor_class(self.observation_space, **self.features_extractor_kwargs)
         own = teacher.state_dict()
         try:
             state = read_state(self.path)

@@ -8,7 +8,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_jepa.common import checks
-from sb3_jepa.extractors.files import check_fit, read_state, write_encoder
+from sb3_jepa.extractors.files import check_fit, find_encoder_file, read_state, write_encoder
 from sb3_jepa.extractors.finding import LEARNERS, find_encoders, pick_encoders
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.parts import MomentumEncoder
@@ -16,12 +16,13 @@ from sb3_jepa.parts import MomentumEncoder
 
 def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | None = None) -> pathlib.Path:
     """
-    Save an encoder alone, with the statistics that standardise its input. If that fails, an older file stays as it was.
-    A warning tells if it holds NaN or infinite values.
+    Save an encoder alone, with the statistics that standardise its input and a description of what it is, so that
+    :func:`~sb3_jepa.read_encoder` can make it again without the model. If that fails, an older file stays as it was. A
+    warning tells if it holds NaN or infinite values.
 
     :param model: Of any algorithm
-    :param path: Where to save. A file that ends in ``.safetensors`` needs that package, any other is a state dict of
-        PyTorch; without an ending, ``.safetensors`` is added where the package is installed, and ``.pth`` otherwise.
+    :param path: Where to save. A file that ends in ``.safetensors`` needs that package, any other is PyTorch's;
+        without an ending, ``.safetensors`` is added where the package is installed, and ``.pth`` otherwise.
     :param encoder: Name of the network that it belongs to, such as ``"critic"``; by default the first
     :return: The file
     :raises ValueError: If there is no such encoder
@@ -29,7 +30,7 @@ def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | 
     """
     path, encoder = checks.path("path", path), checks.optional(checks.text, "encoder", encoder)
     _, module = next(iter(pick_encoders(model, None if encoder is None else [encoder]).items()))
-    return write_encoder(module, path)
+    return write_encoder(module, path, model.policy.features_extractor_kwargs)
 
 
 def load_encoder(
@@ -40,7 +41,7 @@ def load_encoder(
     The target networks of the algorithm and the target encoder of a JEPA begin with it too.
 
     :param model: Of any algorithm
-    :param path: The file
+    :param path: The file, also one of :func:`~sb3_jepa.pretrain`, or that one's folder
     :param encoders: Names of the networks to load it into; all by default
     :param freeze: Whether it stays as it is from now on, except for the readout of ``output="per_token"``. A model that
         is saved and loaded knows that, if all its encoders are frozen and are a :class:`~sb3_jepa.JepaExtractor`.
@@ -48,7 +49,8 @@ def load_encoder(
     :raises ImportError: If ``.safetensors`` is to be loaded and not installed
     """
     picked, freeze = pick_encoders(model, encoders), checks.flag("freeze", freeze)
-    state = read_state(checks.existing_file("path", path))
+    path = find_encoder_file(path)
+    state = read_state(path)
     # All are looked at before any is changed
     states = {name: _with_readout_of(encoder, state) for name, encoder in picked.items()}
     for name, encoder in picked.items():
@@ -67,7 +69,7 @@ def load_encoder(
 
 
 def _with_readout_of(encoder: th.nn.Module, state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
-    """What reads numbers from tokens is learned by who uses them: an encoder without it may be loaded into one with."""
+    """The readout is learned by each model for itself: without one, the file still fits a model that has one."""
     own = encoder.state_dict()
     is_of_readout = {name for name in {*own, *state} if name.startswith("encoder.readout.")}
     kept = {name: value for name, value in state.items() if name not in is_of_readout or name in own}

@@ -189,11 +189,6 @@ class MaskedPrediction(Objective):
         if self.target_transform_copy is not None:
             self.target_transform_copy.update(self.target_transform, self.momentum)
 
-    @property
-    def has_fixed_target(self) -> bool:
-        """Whether its prediction loss means the same during all of a training, so that it can be compared."""
-        return self.target != "momentum"
-
     @th.no_grad()
     def targets(self, batch: ObjectiveInput) -> th.Tensor:
         """

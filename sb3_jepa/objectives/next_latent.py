@@ -42,6 +42,10 @@ class NextLatentPrediction(Objective):
     :raises ValueError: If the momentum leaves [0, 1], a coefficient is negative, or ``target_refresh`` is none of these
     """
 
+    needs_actions = True
+    needs_next_observations = True
+    horizon = 1
+
     def __init__(
         self,
         encoder: nn.Module,

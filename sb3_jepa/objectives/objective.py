@@ -39,6 +39,11 @@ class Objective(nn.Module):
     :raises ValueError: If the momentum leaves [0, 1], or a coefficient is negative
     """
 
+    # Whether it learns from actions, and from what the next observations are
+    needs_actions = False
+    needs_next_observations = False
+    # Number of consecutive observations after the first that it predicts
+    horizon = 0
     # For how long target embeddings hold: "step", "epoch" or "rollout"
     target_refresh = "step"
 
@@ -84,6 +89,16 @@ class Objective(nn.Module):
         :param encoder: The context encoder
         """
         self.target_encoder.update(encoder, self.momentum)
+
+    @property
+    def has_momentum_target(self) -> bool:
+        """Whether the target encoder is a momentum copy of the context encoder."""
+        return isinstance(self.target_encoder, MomentumEncoder)
+
+    @property
+    def has_fixed_target(self) -> bool:
+        """Whether its prediction loss means the same during all of a training, so that it can be compared."""
+        return not self.has_momentum_target
 
     @property
     def keeps_targets(self) -> bool:

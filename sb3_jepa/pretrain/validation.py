@@ -10,8 +10,8 @@ from torch import nn
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.diagnostics import effective_rank
 from sb3_jepa.diagnostics.probes import probe_r2
-from sb3_jepa.objectives import ObjectiveInput
-from sb3_jepa.objectives.masked import MaskedPrediction
+from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.objectives import Objective, ObjectiveInput
 from sb3_jepa.parts import embedding_variance
 
 # So many observations are looked at, of what is learned from and of what was put aside
@@ -55,7 +55,7 @@ class Validation:
             yield self._load(rows[start : start + self._batch_size])
 
     @th.no_grad()
-    def measure(self, encoder: nn.Module, objective: MaskedPrediction, result: nn.Module) -> dict[str, float]:
+    def measure(self, encoder: nn.Module, objective: Objective, result: nn.Module) -> dict[str, float]:
         """
         :param encoder: The context encoder
         :param objective: What it learns
@@ -107,10 +107,10 @@ class Validation:
         return th.cat(projected).double().cpu().numpy()
 
 
-def result_of(encoder: nn.Module, objective: MaskedPrediction) -> nn.Module:
+def result_of(encoder: JepaExtractor, objective: Objective) -> JepaExtractor:
     """
     :param encoder: The context encoder
     :param objective: What it learns
     :return: The encoder that is kept: the momentum copy, if there is one, as in I-JEPA and T-JEPA
     """
-    return objective.target_encoder.encoder if objective.target == "momentum" else encoder
+    return objective.target_encoder.encoder if objective.has_momentum_target else encoder  # type: ignore[return-value]

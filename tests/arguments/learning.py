@@ -81,6 +81,7 @@ PRETRAIN = dict(
     device=INSTANCE,
     progress_bar=FLAG,
     verbose=COUNT_FROM_0,
+    initial_encoder=kind("None"),
 )
 
 
@@ -182,6 +183,7 @@ PRETRAINING = [
         dict(path=NO_SUCH_FILE, observation_space=or_none(INSTANCE)),
     ),
     Call(pretrain.read_encoder, lambda: dict(path=pretrained_file()), dict(path=NO_SUCH_FILE)),
+    Call(pretrain.describe_encoder, lambda: dict(path=pretrained_file()), dict(path=NO_SUCH_FILE)),
     Call(
         pretrain.record_env,
         lambda: dict(env="CartPole-v1", n_steps=4, progress_bar=False),

@@ -2,7 +2,6 @@
 
 import csv
 import importlib
-import json
 import sys
 
 import gymnasium as gym
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from sb3_jepa.extractors.files import describe_encoder
 from tests.conftest import EXAMPLES, FakeEnv
 
 pytest.importorskip("matplotlib")
@@ -54,7 +54,7 @@ def test_tables(load_script, monkeypatch, tmp_path):
 
     # Each encoder is that of its arm, and the student's teacher is the one beside it
     def read_description(arm: str) -> dict:
-        return json.loads((tmp_path / "encoders" / "wine" / "seed0" / arm / "encoder.json").read_text())
+        return describe_encoder(tmp_path / "encoders" / "wine" / "seed0" / arm)
 
     assert read_description("tjepa-0")["features_extractor_kwargs"]["class_tokens"] == 0
     assert read_description("salt")["teacher"] == read_description("salt-teacher")["id"]

@@ -29,7 +29,7 @@ from sb3_jepa import (
     read_encoder,
     save_encoder,
 )
-from sb3_jepa.extractors.pretrained import write_pretrained
+from sb3_jepa.extractors.files import write_encoder
 from tests.conftest import SMALL_PPO, FakeEnv
 
 VECTOR = spaces.Box(-1, 1, (6,))
@@ -47,7 +47,7 @@ def make_env(space: spaces.Space = VECTOR):
 def write_teacher(folder, space: spaces.Space) -> None:
     th.manual_seed(1)
     kwargs = dict(EXTRACTOR, embed_dim=24)
-    write_pretrained(JepaExtractor(space, **kwargs), folder, space, kwargs, {})
+    write_encoder(JepaExtractor(space, **kwargs), folder / "encoder", kwargs)
 
 
 @pytest.fixture

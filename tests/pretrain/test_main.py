@@ -8,6 +8,7 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_jepa import PPO, load_encoder, read_encoder
+from sb3_jepa.extractors.files import describe_encoder
 from sb3_jepa.pretrain.__main__ import main
 from tests.conftest import SMALL_PPO
 from tests.pretrain.test_training import EXTRACTOR, rows_of
@@ -52,10 +53,10 @@ def test_salt_in_two_stages_and_with_a_teacher_that_exists(tmp_path):
     np.save(tmp_path / "numbers.npy", np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32))
     run(tmp_path / "numbers.npy", "--out", tmp_path / "a", "--method", "salt")
     teacher = tmp_path / "a" / "teacher"
-    described = json.loads((tmp_path / "a" / "encoder.json").read_text())
-    assert described["teacher"] == json.loads((teacher / "encoder.json").read_text())["id"]
+    described = describe_encoder(tmp_path / "a")
+    assert described["teacher"] == describe_encoder(teacher)["id"]
     run(tmp_path / "numbers.npy", "--out", tmp_path / "b", "--method", "salt", "--teacher", teacher)
-    assert json.loads((tmp_path / "b" / "encoder.json").read_text())["teacher"] == described["teacher"]
+    assert describe_encoder(tmp_path / "b")["teacher"] == described["teacher"]
     assert not (tmp_path / "b" / "teacher").exists()
     assert rows_of(tmp_path / "b")[-1]["time/updates"] == "4"
 

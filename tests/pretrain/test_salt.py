@@ -1,4 +1,3 @@
-import json
 import warnings
 
 import numpy as np
@@ -7,6 +6,7 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_jepa import PPO, Salt, load_encoder, pretrain_salt, read_encoder
+from sb3_jepa.extractors.files import describe_encoder
 from sb3_jepa.parts.targets import TargetEncoder
 from sb3_jepa.pretrain import teacher_budget, training
 from tests.conftest import SMALL_PPO, FakeEnv
@@ -28,9 +28,7 @@ LARGER = dict(EXTRACTOR, embed_dim=12, depth=2)
 
 def test_an_encoder_learns_from_a_teacher_of_its_own(tmp_path):
     path = pretrain_salt(make_recordings(), tmp_path, teacher_features_extractor_kwargs=LARGER, **SMALL_SALT)
-    described, teacher_described = (
-        json.loads((folder / "encoder.json").read_text()) for folder in (tmp_path, tmp_path / "teacher")
-    )
+    described, teacher_described = (describe_encoder(folder) for folder in (tmp_path, tmp_path / "teacher"))
     assert (described["objective_class"], teacher_described["objective_class"]) == ("Salt", "SaltTeacher")
     # A sixth of the updates are the teacher's
     assert [rows_of(folder)[-1]["time/updates"] for folder in (tmp_path / "teacher", tmp_path)] == ["2", "10"]
