@@ -1,4 +1,4 @@
-"""Teachers that are named by their files: read where an objective is made, and described where a model is saved."""
+"""Teachers that are given by the paths of their files."""
 
 import os
 import pathlib
@@ -19,29 +19,29 @@ TEACHER = "teacher"
 
 class TeacherFile:
     """
-    What a model keeps of a teacher beside its parameters, which are the objective's: where it is from, and how to make
-    it again where that is not there any more.
+    What a saved model holds of a teacher: where its file is, and how to make it again without the file. The teacher's
+    parameters are among those of the objective.
 
     :param path: As of :func:`~sb3_jepa.read_encoder`
     :raises ValueError: If there is no such encoder, or it is broken
     """
 
-    # What models were saved with before there were others
+    # Models that an earlier sb3_jepa saved have no such attribute
     features_extractor_class: type[JepaExtractor] = JepaExtractor
 
     def __init__(self, path: str | os.PathLike):
         encoder = read_encoder(path)
         self.features_extractor_class, self.observation_space = type(encoder), encoder._observation_space
         self.features_extractor_kwargs = describe_encoder(path)["features_extractor_kwargs"]
-        # As it was given, and wherever the process is. (Texts, for paths of one system cannot be unpickled on another.)
+        # As given, and absolute. Paths would be pickled as those of one operating system: texts can be loaded on all
         self.given, self.path = str(pathlib.Path(path)), str(find_encoder_file(path).resolve())
 
     def make(self) -> JepaExtractor:
         """
-        :return: The teacher. If its file cannot be read any more, or has become another's, all its parameters are NaN:
-            a model that is loaded gets those that it was saved with, and nothing else can learn from it by mistake.
+        :return: The teacher. If its file cannot be read any more, or holds another encoder, all parameters are NaN: a
+            model that is loaded replaces them by its own, and no other model can learn from them by mistake.
         """
-        # A training that is under way must not miss the random numbers of its initialisation
+        # The initialisation must not take random numbers from a training
         with isolated_random_numbers():
             teacher = self.features_extractor_class(self.observation_space, **self.features_extractor_kwargs)
         own = teacher.state_dict()
@@ -62,7 +62,7 @@ def describe_teacher(
 ) -> dict[str, Any]:
     """
     :param objective_kwargs: Keyword arguments of an objective, whose ``teacher`` may be a path
-    :param known: Those that a loaded model has learned with: of their teachers, the files need not exist any more
+    :param known: Keyword arguments that a loaded model has learned with: the files of their teachers may be gone
     :return: The same, with a :class:`TeacherFile` in the place of a path
     :raises ValueError: If there is no such encoder, or these are no keyword arguments
     """
@@ -79,7 +79,7 @@ def make_teacher(objective_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     :param objective_kwargs: Keyword arguments of an objective, whose ``teacher`` may be a path or a
         :class:`TeacherFile`
-    :return: The same, with an encoder in the place of that: what the objective takes
+    :return: The same, with an encoder as ``teacher``
     :raises ValueError: If there is no such encoder
     """
     kwargs = describe_teacher(objective_kwargs)

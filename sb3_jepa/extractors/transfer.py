@@ -51,7 +51,7 @@ def load_encoder(
     picked, freeze = pick_encoders(model, encoders), checks.flag("freeze", freeze)
     path = find_encoder_file(path)
     state = read_state(path)
-    # All are looked at before any is changed
+    # Check all before any is changed
     states = {name: _with_readout_of(encoder, state) for name, encoder in picked.items()}
     for name, encoder in picked.items():
         check_fit(states[name], encoder, f"{path} does not fit the encoder {name!r}")

@@ -24,7 +24,7 @@ from sb3_jepa.pretrain.pretraining import pretrain
 from sb3_jepa.pretrain.salt import pretrain_salt
 
 METHODS = {"i-jepa": MaskedPrediction, "t-jepa": TJepa, "salt": Salt, "dmt-jepa": DmtJepa}
-# They say how an environment is seen and how to act in it
+# Options that apply to environments alone
 ENV_OPTIONS = ("pixels", "n_steps", "n_envs", "policy")
 
 

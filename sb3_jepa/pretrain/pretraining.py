@@ -51,15 +51,14 @@ def pretrain(
     :func:`~sb3_jepa.load_encoder`, to be frozen or to learn on, and :func:`~sb3_jepa.pretrain.describe_encoder` tells
     how it was trained.
 
-    All that it needs to go on after an interruption is in its folder, and the same call does that; it then ends where
-    it would have ended without. (Of an environment, that holds if it repeats itself, see
-    :func:`~sb3_jepa.pretrain.record_env`.) Beside that, ``progress.csv`` and TensorBoard's files are there, with the
-    curves under ``jepa/``.
+    After an interruption, the same call goes on from the checkpoint in the folder, with the same result as without.
+    (With an environment, if its recording is the same again, see :func:`~sb3_jepa.pretrain.record_env`.) The folder
+    also holds ``progress.csv`` and TensorBoard's files, with the curves under ``jepa/``.
 
-    The same call with more ``n_updates`` prolongs a pretraining, finished or not. From where it stands, learning rate
-    and momentum follow the schedule of the new length, so that the learning rate rises again; the curves go on,
-    ``patience`` counts anew, and the best encoder is replaced only by a better one. What comes out is not what as many
-    updates at once would have learned, whose schedule was another from the start.
+    The same call with more ``n_updates`` prolongs a pretraining, finished or not: learning rate and momentum go on at
+    this place of the schedules of the new length (after its end, the learning rate jumps up again), the curves go on,
+    ``patience`` counts anew, and the best encoder is replaced only by a better one. The result is not that of as many
+    updates from the start, since the schedules were others until then.
 
     :param source: Where the observations are from: what :func:`~sb3_jepa.pretrain.read` takes, such as an environment
         or its ID (then say ``n_steps``), a replay or rollout buffer, a file, a Minari data set
@@ -70,14 +69,14 @@ def pretrain(
     :param objective_kwargs: Keyword arguments to pass to the objective. A ``teacher`` may be the path of another
         pretraining.
     :param features_extractor_kwargs: Keyword arguments to pass to the :class:`~sb3_jepa.JepaExtractor`
-    :param n_updates: Updates, at most; those before a pretraining was prolonged count
+    :param n_updates: Updates, at most, of all calls together
     :param batch_size: Size of a minibatch
     :param learning_rate: The largest learning rate (of AdamW). It rises to that, and then falls to 0 as a cosine does.
     :param weight_decay: Weight decay, of weight matrices: not of biases, norms, codes of places, and class tokens
     :param warmup: Fraction of the updates in which the learning rate rises
     :param max_grad_norm: The maximum value for the gradient clipping
     :param validation_fraction: Which part of the observations to put aside, by episodes
-    :param eval_freq: Every so many updates the encoder is measured, what was logged is written, and all is saved
+    :param eval_freq: Measure the encoder, write the curves and save a checkpoint every ``eval_freq`` updates
     :param criterion: What decides which encoder is kept: ``"validation_loss"``, or ``"probe_r2"``, how much a linear
         probe reads from the embedding. By default the method's own: the loss if its targets are fixed, as SALT's are.
         Those of a momentum encoder move, and then a smaller loss need not be better.
@@ -144,7 +143,7 @@ def pretrain(
         seed=seed,
         initial_encoder=None if initial is None else id_of(initial),
     )
-    # What is learned is what is made again of the file
+    # Make the encoder with the arguments as the file will hold them
     settings = readable(settings)
     features_extractor_kwargs = settings["features_extractor_kwargs"]
     space = recordings.observation_space
@@ -155,7 +154,7 @@ def pretrain(
 
     if torch_device.type == "cuda":
         th.cuda.init()
-    # What runs beside it keeps its own random numbers
+    # Leave the random numbers of other code as they are
     with isolated_random_numbers(seed):
         encoder = (JepaExtractor if initial is None else type(initial))(space, **features_extractor_kwargs)
         if initial is not None:

@@ -72,14 +72,14 @@ class Pretraining:
         self.optimizer, self.trained = make_optimizer(
             encoder, objective, settings["learning_rate"], settings["weight_decay"]
         )
-        # Losses against another teacher cannot be compared
+        # Logged, because losses against different teachers cannot be compared
         has_teacher = objective.has_fixed_target and next(objective.target_encoder.parameters(), None) is not None
         self.teacher_id = objective.target_encoder.id if has_teacher else None
         self.n_done = self.n_without_progress = 0
         self.best: float | None = None
         self.encoder_file = folder / f"encoder{default_suffix()}"
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
-        # What was logged, for the curves of a training that goes on to be whole
+        # All that was logged: after an interruption, the curves are written again from the start
         self.history: list[tuple[int, dict[str, float]]] = []
 
     @property
@@ -105,8 +105,8 @@ class Pretraining:
         n_inputs = self.encoder.n_inputs_to_measure
         if n_inputs > 0:
             chosen = np.random.default_rng(self.settings["seed"]).permutation(rows)[:n_inputs]
-            # Each several times, if there are fewer: a model that takes the encoder would measure the rest, and change
-            # what it sees
+            # Repeat them if there are too few: a model that loads the encoder would measure the rest with its own
+            # observations, and change the encoder
             n_times = -(-n_inputs // len(chosen))
             self.encoder.measure_inputs(load(np.sort(np.tile(chosen, n_times))))
             self.objective.target_encoder.copy_buffers(self.encoder)
@@ -122,7 +122,7 @@ class Pretraining:
             self.n_done, self.n_without_progress, self.best = state["progress"]
         if is_prolonged:
             self.n_without_progress = 0
-        # Where safetensors was installed since, the file stays what it is
+        # Keep the file's format, although safetensors may have been installed since
         if "encoder_file" in state:
             self.encoder_file = self.folder / state["encoder_file"]
         elif self.best is not None:
@@ -142,12 +142,12 @@ class Pretraining:
         self.logger = configure(str(self.folder), formats)
         self.logger.info(parts)
         for update, scalars in self.history:
-            # TensorBoard's files are never overwritten: it has these already
+            # TensorBoard's files of before the interruption have these already
             self._write(update, scalars, exclude="tensorboard")
         n_updates, eval_freq = self.settings["n_updates"], self.settings["eval_freq"]
         bar = callbacks.tqdm(total=n_updates, initial=self.n_done, unit="update") if progress_bar else None
         if not self.history:
-            # What the untrained encoder is worth
+            # Measure the untrained encoder
             self._evaluate({})
         self.encoder.train()
         losses: list[th.Tensor] = []
@@ -166,7 +166,7 @@ class Pretraining:
             self.logger.close()
 
     def _rows_of_update(self, rows: np.ndarray) -> np.ndarray:
-        # No row twice in an epoch, in an order that is known without what came before
+        # Each row at most once in an epoch, in an order that depends on seed and epoch alone
         batch_size = min(self.settings["batch_size"], len(rows))
         n_batches = len(rows) // batch_size
         epoch, batch = divmod(self.n_done, n_batches)
@@ -177,7 +177,7 @@ class Pretraining:
     def _update(self, observations: Any) -> th.Tensor:
         progress = self.n_done / self.settings["n_updates"]
         for group in self.optimizer.param_groups:
-            # In the middle of an update it is never 0
+            # Evaluated in the middle of an update, the learning rate is never 0
             middle = progress + 0.5 / self.settings["n_updates"]
             group["lr"] = self.settings["learning_rate"] * _rate(middle, self.settings["warmup"])
         self.objective.update_momentum(1.0 - progress)
@@ -255,7 +255,7 @@ class Pretraining:
 
 
 def _rate(progress: float, warmup: float) -> float:
-    """Of the largest learning rate: it rises linearly, and falls as a cosine."""
+    """The learning rate as a fraction of the largest: it rises linearly, and falls as a cosine."""
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))

@@ -38,6 +38,8 @@ def test_an_encoder_of_an_environment(tmp_path, capsys):
     assert (recording["n_envs"], recording["seed"], recording["policy"]) == (3, 2, "random")
     run(*arguments)
     assert capsys.readouterr().out == printed
+    run(*arguments[:2], tmp_path / "second", *arguments[3:], "--initial-encoder", out)
+    assert describe_encoder(tmp_path / "second")["settings"]["initial_encoder"] == describe_encoder(out)["id"]
 
 
 def test_through_rendered_frames_and_a_policy_acts(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch as th
@@ -61,6 +62,18 @@ def test_a_longer_pretraining_was_taken_for_another_one(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"another pretraining.*n_updates is 11 there and 6 here"):
         pretrain(make_recordings(), tmp_path / "whole", **SMALL)
     assert finished == mtimes(tmp_path / "whole")
+
+
+def test_a_folder_holds_one_encoder_file_also_where_safetensors_was_installed_since(monkeypatch, tmp_path):
+    settings = {**SMALL, "objective_class": SaltTeacher}
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "safetensors", None)
+        path = pretrain(make_recordings(), tmp_path, **settings)
+    before = path.read_bytes()
+    (tmp_path / "encoder.safetensors").write_text("mine")
+    assert pretrain(make_recordings(), tmp_path, **{**settings, "n_updates": 20}) == path == tmp_path / "encoder.pth"
+    assert path.read_bytes() != before
+    assert (tmp_path / "encoder.safetensors").read_text() == "mine"
 
 
 def test_patience_counts_anew(monkeypatch, tmp_path):

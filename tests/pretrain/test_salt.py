@@ -8,7 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_jepa import PPO, Salt, load_encoder, pretrain_salt, read_encoder
 from sb3_jepa.extractors.files import describe_encoder
 from sb3_jepa.parts.targets import TargetEncoder
-from sb3_jepa.pretrain import teacher_budget, training
+from sb3_jepa.pretrain import teacher_budget
 from tests.conftest import SMALL_PPO, FakeEnv
 from tests.pretrain.test_training import (
     EXTRACTOR,
@@ -95,7 +95,7 @@ def test_the_budget_of_a_teacher(tmp_path):
     ],
 )
 def test_bad_arguments_are_refused_before_the_teacher_learns(change, message, monkeypatch, tmp_path):
-    monkeypatch.setattr(training.Pretraining, "_update", lambda *_: pytest.fail("it has learned"))
+    monkeypatch.setattr(th.optim.AdamW, "step", lambda *_: pytest.fail("it has learned"))
     before = th.get_rng_state()
     with pytest.raises(ValueError, match=message):
         pretrain_salt(make_recordings(), tmp_path, **{**SMALL_SALT, **change})
