@@ -12,7 +12,7 @@ import torch as th
 from torch import distributed as dist
 from torch import nn
 
-# Elsewhere, as in diagnostics of one rank, nobody else would answer
+# Join only inside of a joint training: in the diagnostics of one rank, a collective would wait for the others for ever
 _trains_jointly: ContextVar[bool] = ContextVar("trains_jointly", default=False)
 
 
@@ -209,7 +209,7 @@ def join_batches(*batches: th.Tensor | None) -> tuple[Any, ...]:
     the mean of all ranks' gradients is the gradient for the joined batch. Outside of :func:`training_jointly` they stay
     as they are.
 
-    :param batches: ``(batch, dim)`` or ``(batch,)``, as many rows on all ranks, or None
+    :param batches: ``(batch, ...)``, as many rows on all ranks, or None
     :return: The same, of all ranks in their order, ``(ranks * batch, ...)``
     """
     if n_ranks() == 1 or not _trains_jointly.get():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sb3_jepa.common import checks
 from sb3_jepa.parts.places import take_places
-from sb3_jepa.parts.tokenizers import token_inputs, token_shape
+from sb3_jepa.parts.tokenizers import n_inputs, token_inputs, token_shape
 
 OUTPUTS = ("class_token", "mean", "per_token", "flat")
 # What a processor works on at once is best no larger than its cache
@@ -240,6 +240,11 @@ class TransformerEncoder(nn.Module):
         return token_shape(self.tokenizer)
 
     @property
+    def n_inputs(self) -> list[int]:
+        """Number of inputs (pixels, numbers, categories) of each token."""
+        return n_inputs(self.tokenizer)
+
+    @property
     def n_tokens(self) -> int:
         """Number of tokens of an observation, without class tokens."""
         return math.prod(self.token_shape)
@@ -276,11 +281,16 @@ class TransformerEncoder(nn.Module):
             tokens = tokens * present
         return tokens.flatten(1) if self.readout is None else self.readout(tokens)
 
+    def occupied(self, observations: Any) -> None:
+        """
+        :param observations: What the tokenizer takes
+        :return: None: all tokens hold something, see :class:`~sb3_jepa.parts.TokenEncoder`
+        """
+
     def encode_tokens(self, observations: Any, places: th.Tensor | None = None) -> th.Tensor:
         """
         :param observations: What the tokenizer takes
-        :param places: The tokens that are visible, ``(batch, n_visible)``; None for all. The others are as if they
-            were not there.
+        :param places: The tokens that are visible, as of :class:`~sb3_jepa.parts.TokenEncoder`
         :return: Outputs of the class tokens, then of the visible ones, ``(batch, class_tokens + n_visible, embed_dim)``
         """
         (tokens,) = self.encode_views(observations, [places])
@@ -295,16 +305,23 @@ class TransformerEncoder(nn.Module):
         :return: What :meth:`encode_tokens` returns, for each view
         """
         tokens = self.tokenizer(observations)
-        views = [tokens if places is None else take_places(tokens, places) for places in visible]
-        return [self._in_parts(self._embed_tokens, *self._complete(view)) for view in views]
+        return [self._in_parts(self._embed_tokens, *self._view(tokens, places)) for places in visible]
+
+    def _view(self, tokens: th.Tensor, places: th.Tensor | None) -> tuple[th.Tensor, th.Tensor | None]:
+        if places is None or places.dtype != th.bool:
+            return self._complete(tokens if places is None else take_places(tokens, places))
+        # Attention has no part for what is hidden: the same as if it were missing
+        tokens, missing = self._complete(tokens)
+        hidden = F.pad(~places, (self.class_tokens, 0))
+        hidden = hidden if missing is None else hidden | missing
+        return tokens, hidden & ~hidden.all(dim=1, keepdim=True)
 
     def token_inputs(self, observations: Any) -> th.Tensor:
         """
         What the tokens are made of: standardised pixels or numbers, or a one-hot category.
 
         :param observations: What the tokenizer takes
-        :return: ``(batch, tokens, inputs)``; tokens of fewer inputs, see :func:`~sb3_jepa.parts.tokenizers.n_inputs`,
-            are filled up with zeros
+        :return: ``(batch, tokens, inputs)``; tokens of fewer inputs, see ``n_inputs``, are filled up with zeros
         """
         return token_inputs(self.tokenizer, observations)
 

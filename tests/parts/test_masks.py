@@ -68,6 +68,26 @@ def test_same_seed_same_masks(family):
     assert th.equal(masks.targets, from_global.targets)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masks_among_candidates(family):
+    candidates = th.rand(64, 24, generator=seeded()) < th.linspace(0.0, 1.0, 64)[:, None]
+    context, targets = FAMILIES[family]((4, 6)).sample(64, seeded(), candidates)
+    assert context.shape == (64, 24)
+    assert context.dtype == targets.dtype == th.bool
+    assert not (targets.any(dim=1) & context).any()
+    assert not ((targets.any(dim=1) | context) & ~candidates).any()
+    # The more candidates, the more of both
+    for chosen in (context, targets.any(dim=1)):
+        assert chosen[-16:].sum() > 2 * chosen[:16].sum() > 0
+
+
+def test_subsets_are_shares_of_the_candidates():
+    candidates = th.arange(12) < th.tensor([0, 1, 2, 5, 12])[:, None]
+    context, targets = SubsetMasks((12,), 3, (0.4, 0.4), (0.6, 0.6)).sample(5, seeded(), candidates)
+    assert context.sum(dim=1).tolist() == [0, 1, 1, 2, 5]
+    assert targets.sum(dim=2).T.tolist() == [[0, 0, 1, 3, 7]] * 3
+
+
 def test_masks_move_to_a_device():
     masks = BlockMasks((4, 6)).sample(2).to("meta")
     assert isinstance(masks, Masks)

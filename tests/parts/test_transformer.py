@@ -3,7 +3,7 @@ import torch as th
 from torch import nn
 
 from sb3_jepa.diagnostics.attention import attention_maps
-from sb3_jepa.parts import PatchTokenizer, TransformerEncoder, transformer
+from sb3_jepa.parts import ColumnTokenizer, PatchTokenizer, TransformerEncoder, transformer
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -72,3 +72,29 @@ def test_embedding_depends_on_every_patch():
 def test_bad_sizes(kwargs, message):
     with pytest.raises(ValueError, match=message):
         TransformerEncoder(nn.Identity(), **kwargs)
+
+
+@pytest.mark.parametrize("missing_as_nan", [False, True])
+@pytest.mark.parametrize("class_tokens", [0, 2])
+def test_visible_tokens_by_their_places_or_as_booleans(class_tokens, missing_as_nan):
+    th.manual_seed(0)
+    encoder = TransformerEncoder(
+        ColumnTokenizer(5, 8, missing_as_nan=missing_as_nan),
+        8,
+        2,
+        2,
+        class_tokens=class_tokens,
+        output="mean",
+        missing_as_nan=missing_as_nan,
+    )
+    vectors, places = th.randn(3, 5), th.tensor([[0, 2, 3], [1, 2, 4], [0, 3, 4]])
+    if missing_as_nan:
+        vectors[0, 3] = th.nan
+    visible = th.zeros(3, 5, dtype=th.bool).scatter(1, places, True)
+    by_places, as_booleans = encoder.encode_views(vectors, [places, visible])
+    assert th.allclose(by_places[:, :class_tokens], as_booleans[:, :class_tokens], atol=1e-6)
+    chosen = as_booleans[:, class_tokens:][visible].view(3, 3, 8)
+    is_there = ~vectors.gather(1, places).isnan()
+    assert th.allclose(by_places[:, class_tokens:][is_there], chosen[is_there], atol=1e-6)
+    # Where nothing is visible, nothing breaks
+    assert encoder.encode_tokens(vectors, th.zeros(3, 5, dtype=th.bool)).isfinite().all()
