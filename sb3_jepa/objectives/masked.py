@@ -126,10 +126,10 @@ class MaskedPrediction(Objective):
             raise ValueError(
                 f"`target_transform_kwargs` need a `target_transform_class`, got {target_transform_kwargs} alone"
             )
-        tokens, target_encoder = token_encoder(encoder), None
-        target_dim = token_encoder(target_module(teacher or encoder)).embed_dim
+        tokens, target_encoder = _checked_token_encoder(encoder), None
+        target_dim = _checked_token_encoder(target_module(encoder if teacher is None else teacher)).embed_dim
         if teacher is not None:
-            _check_teacher(token_encoder(target_module(teacher)), tokens)
+            _check_teacher(_checked_token_encoder(target_module(teacher)), tokens)
             target_encoder = TargetEncoder(teacher)
         elif target == "input":
             target_encoder = TargetEncoder(nn.Identity())
@@ -194,9 +194,9 @@ class MaskedPrediction(Objective):
         :return: What could be predicted, of all tokens, ``(batch, tokens, target_dim)``
         """
         if self.target == "input":
-            return token_encoder(batch.encoder).token_inputs(batch.observations)
+            return _token_encoder(batch.encoder).token_inputs(batch.observations)
         target_encoder = self.target_encoder
-        class_tokens = token_encoder(target_encoder.encoder).class_tokens
+        class_tokens = _token_encoder(target_encoder.encoder).class_tokens
         targets = target_encoder.encode_tokens(batch.observations, visible)[:, class_tokens:]
         if self.normalize_targets:
             targets = F.layer_norm(targets, targets.shape[-1:])
@@ -207,7 +207,7 @@ class MaskedPrediction(Objective):
         :param batch: What it learns from: the observations
         :return: The prediction loss, and nothing else
         """
-        encoder = token_encoder(batch.encoder)
+        encoder = _token_encoder(batch.encoder)
         targets = self.targets(batch) if self.target_sees_context else None
         missing = present = None
         if encoder.missing_as_nan:
@@ -233,7 +233,7 @@ class MaskedPrediction(Objective):
     def _sample_masks(self, batch: ObjectiveInput) -> list[Masks]:
         observations = batch.observations
         tensor = next(iter(observations.values())) if isinstance(observations, Mapping) else observations
-        occupied = token_encoder(batch.encoder).occupied(observations)
+        occupied = _token_encoder(batch.encoder).occupied(observations)
         candidates: dict[str, Any] = {} if occupied is None else dict(candidates=occupied.cpu())
         return [family.sample(len(tensor), **candidates).to(tensor.device) for family in self.masks]
 
@@ -304,7 +304,7 @@ def is_of_patches(encoder: nn.Module) -> bool:
     :return: Whether its tokens are the patches of an image, and not those of vectors, categories or a ``Dict``
     :raises ValueError: If the encoder has no tokens that can be hidden
     """
-    return len(token_encoder(encoder).token_shape) == 3
+    return len(_checked_token_encoder(encoder).token_shape) == 3
 
 
 def _check_teacher(teacher: TokenEncoder, encoder: TokenEncoder) -> None:
@@ -326,13 +326,13 @@ def _check_teacher(teacher: TokenEncoder, encoder: TokenEncoder) -> None:
         )
 
 
-def token_encoder(encoder: nn.Module) -> TokenEncoder:
-    """
-    :param encoder: The context encoder, or a target encoder's copy
-    :return: What makes tokens in it: itself, or its ``encoder``
-    :raises ValueError: If it has no tokens that can be hidden
-    """
-    found = encoder if isinstance(encoder, TokenEncoder) else getattr(encoder, "encoder", None)
+def _token_encoder(encoder: nn.Module) -> TokenEncoder:
+    """What makes the tokens of an encoder: itself, or its ``encoder``."""
+    return encoder if hasattr(encoder, "token_shape") else getattr(encoder, "encoder", None)  # type: ignore[return-value]
+
+
+def _checked_token_encoder(encoder: nn.Module) -> TokenEncoder:
+    found = _token_encoder(encoder)
     if not isinstance(found, TokenEncoder):
         raise ValueError(
             "Masked prediction hides tokens of an encoder: it needs a sb3_jepa.JepaExtractor, got "
