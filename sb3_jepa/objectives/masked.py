@@ -75,9 +75,9 @@ class MaskedPrediction(Objective):
 
     # Whether the target encoder sees the context too; else it sees only the other tokens
     target_sees_context = True
-    # Of each token
+    # Number of inputs of each token
     n_inputs: th.Tensor
-    # Where not all tokens have as many inputs: those that there are
+    # Which inputs a token has, ``(tokens, inputs)``; None if all tokens have as many
     has_input: th.Tensor | None
 
     def __init__(
@@ -106,7 +106,7 @@ class MaskedPrediction(Objective):
         defaults = dict(momentum=(0.996, 1.0))
         kwargs = {**defaults, **kwargs}
         if target != "momentum":
-            # Without effect, but a mistake in it is still told
+            # Fixed targets have no momentum, but a bad value is still refused
             check_momentum(kwargs["momentum"])
             kwargs["momentum"] = 1.0
         predictor_dim = checks.whole_number("predictor_dim", predictor_dim)
@@ -136,7 +136,7 @@ class MaskedPrediction(Objective):
         super().__init__(encoder, embed_dim, action_dim, target_encoder=target_encoder, **kwargs)
         self.target, self.prediction_loss, self.normalize_targets = target, prediction_loss, normalize_targets
         shape, has_patches = tokens.token_shape, is_of_patches(encoder)
-        # Blocks span frames. Where a frame is one patch, only frames can be hidden
+        # Blocks lie within frames. If a frame is one patch, hide whole frames
         grid = shape[:1] if shape[1:] == (1, 1) else shape
         families = _mask_families(mask_kwargs)
         masks_class = BlockMasks if has_patches else SubsetMasks
@@ -165,9 +165,9 @@ class MaskedPrediction(Objective):
         try:
             self.target_transform = cls(grid, dim, **kwargs)
         except ValueError as error:
-            # The encoder has arguments of the same names
+            # Say whose arguments they are: the encoder has some of the same names
             raise ValueError(f"`target_transform_kwargs`, {dict(kwargs)}: {error}") from error
-        # Those would stay as they began, and the context may have another width
+        # Without a momentum copy its parameters would never learn, and the context may have another width
         if self.target != "momentum" and next(self.target_transform.parameters(), None) is not None:
             raise ValueError(
                 "`target_transform_class` has parameters, which learn in front of the predictor and are copied for the "
@@ -226,7 +226,7 @@ class MaskedPrediction(Objective):
             prediction = self._predict_hidden(context, masks, missing)
             of_masks = self.targets(batch, self._complement(masks.context)) if targets is None else targets
             losses.append(self._loss(prediction, of_masks, masks, weights))
-        # The mean over the ranks, for the logger. The gradient stays that of each rank's own.
+        # Log the mean over the ranks. Each rank's gradient is still that of its own losses
         (joined,) = join_batches(th.stack(losses))
         return ObjectiveOutput(joined.mean(), {})
 
@@ -312,14 +312,14 @@ def _check_teacher(teacher: TokenEncoder, encoder: TokenEncoder) -> None:
         raise ValueError(
             f"`teacher` must have the tokens of the encoder, {encoder.token_shape}, got {teacher.token_shape}"
         )
-    # Images of another size may have as many
+    # Images of another size may have as many tokens
     for own, its in zip(encoder.n_inputs, teacher.n_inputs, strict=True):
         if own != its:
             raise ValueError(
                 "`teacher` must see the same observations as the encoder: a token is made of "
                 f"{own} pixels, numbers or categories there, got {its}"
             )
-    # All its tokens would be NaN as soon as one is
+    # A teacher that does not leave out missing tokens would make all tokens NaN as soon as one is
     if encoder.missing_as_nan and not teacher.missing_as_nan:
         raise ValueError(
             "`teacher` must have `missing_as_nan=True` if the encoder has, got one with `missing_as_nan=False`"

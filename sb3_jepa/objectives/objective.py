@@ -12,7 +12,7 @@ from sb3_jepa.objectives.output import ObjectiveInput, ObjectiveOutput
 from sb3_jepa.parts.losses import covariance_loss, deviation_loss, embedding_variance, variance_loss
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
 
-# A constant, the values at the start and at the end, or a schedule of the remaining progress (from 1 to 0)
+# A constant, a pair of the values at the start and at the end, or a schedule of the remaining progress (from 1 to 0)
 Momentum = float | Sequence[float] | Callable[[float], float]
 
 
@@ -127,7 +127,7 @@ class Objective(nn.Module):
         loss = th.zeros(())
         terms = {}
         if batch.embedding is not None:
-            # With several ranks, of all of them
+            # The embeddings of all ranks
             (embeddings,) = join_batches(batch.embedding)
             # Without a weight it is only logged, and needs no gradient
             variance = embedding_variance(embeddings if self.variance_coef > 0 else embeddings.detach())

@@ -6,12 +6,12 @@ from torch import nn
 
 from sb3_jepa.objectives.masked import MaskedPrediction, is_of_patches
 
-# Of V-JEPA, which SALT keeps: many small blocks, and a few large ones
+# The masks of V-JEPA, which SALT keeps: many small blocks, and a few large ones
 SALT_BLOCKS = (
     dict(n_masks=8, target_scale=(0.15, 0.15), union=True),
     dict(n_masks=2, target_scale=(0.7, 0.7), union=True),
 )
-# The same for tokens without neighbourhood: about half of them are hidden, or most
+# Their counterpart for tokens without neighbours: about half of them are hidden, or most
 SALT_SUBSETS = (
     dict(n_masks=1, context_scale=(0.4, 0.6), target_scale=(0.4, 0.6)),
     dict(n_masks=1, context_scale=(0.1, 0.3), target_scale=(0.7, 0.9)),

@@ -9,10 +9,10 @@ import torch as th
 
 from sb3_jepa.common import checks
 
-# How often blocks get new positions, where they leave too little to the context
+# How often blocks get new positions, if they leave too little to the context
 MAX_REDRAWS = 10
-# How often they get a new size, where no positions help. What needs more at first is refused, so that training, which
-# tries more often, does not fail
+# How often they get a new size, if no positions help. The constructor tries less often than training and refuses what
+# needs more, so that training does not fail
 MAX_SIZES_AT_FIRST, MAX_SIZES = 10, 1000
 
 
@@ -98,7 +98,7 @@ class SubsetMasks(MaskSampler):
                 f"`context_scale` and `target_scale` must leave room for each other, got {context_scale} and "
                 f"{target_scale}: at least {least_context} + {self._least_targets} of {self.n_tokens} tokens"
             )
-        # To draw pairs until one fits is to draw a context as often as there are targets that fit beside it
+        # The same as to draw pairs of sizes until one fits: a context is as likely as it has targets that fit beside it
         self._context_sizes = range(least_context, most_context + 1)
         self._chances = th.tensor(
             [max(0.0, self._targets_beside(size) - self._least_targets + 1.0) for size in self._context_sizes]
@@ -185,7 +185,7 @@ class BlockMasks(MaskSampler):
         min_context = checks.optional(checks.whole_number, "min_context", min_context)
         self.min_context = min_context or max(1, self.n_tokens // 6)
         self._sides = (1,) * (3 - len(self.grid)) + self.grid  # (frames, rows, columns)
-        # Whatever is impossible is found now, and without the global random numbers
+        # Refuse what is impossible now, without drawing from the global random numbers
         self._sample(1, th.Generator().manual_seed(0), MAX_SIZES_AT_FIRST)
 
     def sample(
@@ -282,6 +282,6 @@ def _choose_places(candidates: th.Tensor, generator: th.Generator | None) -> th.
     counts = candidates.sum(dim=-1)
     n_places = int(counts.min())
     if n_places == counts.max():
-        return candidates.nonzero()[:, -1].unflatten(0, (*counts.shape, n_places))  # To choose takes longer
+        return candidates.nonzero()[:, -1].unflatten(0, (*counts.shape, n_places))  # Faster than to choose
     ranks = th.rand(candidates.shape, generator=generator).masked_fill_(~candidates, -1.0)
     return ranks.topk(n_places, sorted=False).indices.sort(dim=-1).values

@@ -105,7 +105,7 @@ class MaskedPredictor(nn.Module):
         predictor_dim = checks.whole_number("predictor_dim", predictor_dim)
         depth, mlp_ratio = checks.whole_number("depth", depth), check_mlp_ratio(mlp_ratio)
         num_heads = check_heads(num_heads, "predictor_dim", predictor_dim)
-        # Where there is one place only, there is nothing to tell
+        # An axis of one place needs no code
         axes = [side for side in grid if side != 1] or [1]
         if predictor_dim < 2 * len(axes):
             raise ValueError(
@@ -158,7 +158,7 @@ class MaskedPredictor(nn.Module):
         if predicted is not None:
             left_out = F.pad(~predicted.flatten(0, 1), (context.shape[1], 0), value=False)
             missing = left_out if missing is None else left_out | missing
-            # Softmax over nothing is NaN
+            # Where all tokens are missing, attend to all: a softmax over nothing is NaN
             missing = missing & ~missing.all(dim=1, keepdim=True)
         for block in self.blocks:
             tokens = block(tokens, missing=missing)

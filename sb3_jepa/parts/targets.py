@@ -91,7 +91,7 @@ class MomentumEncoder(TargetEncoder):
         self._copied = Versions()
 
     def __getstate__(self) -> dict[str, Any]:
-        # The buffers of a copy count their versions anew
+        # Do not pickle the versions: PyTorch counts those of a copy's buffers from 0
         return dict(super().__getstate__(), _copied=Versions())
 
     @th.no_grad()
@@ -103,7 +103,7 @@ class MomentumEncoder(TargetEncoder):
         :param momentum: ``m``; 1 leaves the target as it is, 0 copies the context encoder
         """
         own: list[th.Tensor] = list(self.encoder.parameters())
-        # PyTorch objects to an empty list
+        # PyTorch refuses an empty list
         if own:
             th._foreach_lerp_(own, list(target_module(encoder).parameters()), 1.0 - momentum)
         self.copy_buffers(encoder)

@@ -13,9 +13,9 @@ from sb3_jepa.parts.places import take_places
 from sb3_jepa.parts.tokenizers import n_inputs, token_inputs, token_shape
 
 OUTPUTS = ("class_token", "mean", "per_token", "flat")
-# What a processor works on at once is best no larger than its cache
+# More tokens at once would not fit into a processor's cache
 MAX_TOKENS_ON_CPU = 6144
-# What is larger is meant for something else, and would only end in a memory error
+# A larger ratio is a mistake, and would end in a memory error
 MAX_MLP_RATIO = 1024
 
 
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         return (scores if missing is None else scores.masked_fill(missing[:, None], -th.inf)).softmax(dim=-1)
 
     def _attend_class_token(self, tokens: th.Tensor, missing: th.Tensor | None) -> th.Tensor:
-        # The values likewise: a weighted mean of the tokens is projected, and not each of them
+        # Project the weighted mean of the tokens, instead of the value of each
         dim = tokens.shape[-1]
         mean = self.class_token_weights(tokens, missing) @ tokens  # (batch, heads, dim)
         value_weight = self.qkv.weight[2 * dim :].unflatten(0, (self.num_heads, -1))
@@ -151,7 +151,7 @@ class TokenReadout(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(th.empty(n_tokens, dim))
         self.bias = nn.Parameter(th.zeros(n_tokens))
-        # Of tokens that went through a LayerNorm, each number begins with a variance of one
+        # After a LayerNorm, each number then begins with a variance of one
         nn.init.normal_(self.weight, std=dim**-0.5)
 
     def forward(self, tokens: th.Tensor) -> th.Tensor:
@@ -310,7 +310,7 @@ class TransformerEncoder(nn.Module):
     def _view(self, tokens: th.Tensor, places: th.Tensor | None) -> tuple[th.Tensor, th.Tensor | None]:
         if places is None or places.dtype != th.bool:
             return self._complete(tokens if places is None else take_places(tokens, places))
-        # Attention has no part for what is hidden: the same as if it were missing
+        # Leave out hidden tokens in the same way as missing ones
         tokens, missing = self._complete(tokens)
         hidden = F.pad(~places, (self.class_tokens, 0))
         hidden = hidden if missing is None else hidden | missing
@@ -331,12 +331,12 @@ class TransformerEncoder(nn.Module):
         if not self.missing_as_nan:
             return tokens, None
         missing = tokens[..., 0].isnan()
-        # Softmax over nothing is NaN: where there is no class token and all is missing, all are zeros that are seen
+        # If all is missing and there is no class token, attend to zeros: a softmax over nothing is NaN
         return tokens.masked_fill(missing[..., None], 0.0), missing & ~missing.all(dim=1, keepdim=True)
 
     @staticmethod
     def _in_parts(embed: Any, tokens: th.Tensor, missing: th.Tensor | None) -> th.Tensor:
-        # A graph is for any number of tokens
+        # A compiled graph is for any number of tokens
         if tokens.device.type != "cpu" or th.compiler.is_compiling():
             return embed(tokens, missing)
         n_parts = -(-tokens.shape[0] * tokens.shape[1] // MAX_TOKENS_ON_CPU)

@@ -3,7 +3,8 @@ import torch as th
 from torch import nn
 
 from sb3_jepa.diagnostics.attention import attention_maps
-from sb3_jepa.parts import ColumnTokenizer, PatchTokenizer, TransformerEncoder, transformer
+from sb3_jepa.parts import ColumnTokenizer, PatchTokenizer, TransformerEncoder
+from sb3_jepa.parts.transformer import MAX_TOKENS_ON_CPU
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -21,24 +22,24 @@ def test_class_token_only_last_block_is_exact(depth, final_norm, frames):
     assert th.allclose(encoder(images), encoder.norm(tokens[:, 0]), atol=1e-5)
 
 
-def test_many_tokens_are_embedded_in_parts(monkeypatch):
+def test_many_tokens_are_embedded_in_parts():
     th.manual_seed(0)
     encoder = TransformerEncoder(PatchTokenizer(3, 1, 16, 24, 8, 32), 32)
-    images, weights = th.randn(5, 3, 16, 24), th.randn(5, 32)
+    images, weights = th.randn(700, 3, 16, 24), th.randn(700, 32) / 700
     n_tokens: list[int] = []
-    encoder.blocks[0].register_forward_pre_hook(lambda _, inputs: n_tokens.append(len(inputs[0])))
+    encoder.blocks[0].register_forward_pre_hook(lambda _, inputs: n_tokens.append(inputs[0][..., 0].numel()))
 
-    def embed() -> tuple[th.Tensor, ...]:
-        embeddings = encoder(images)
+    def embed(n_images: int) -> tuple[th.Tensor, ...]:
+        embeddings = th.cat([encoder(batch) for batch in images.split(n_images)])
         return embeddings, *th.autograd.grad((embeddings * weights).sum(), encoder.parameters())
 
-    whole, maps = embed(), attention_maps(encoder, images)[""]
-    monkeypatch.setattr(transformer, "MAX_TOKENS_ON_CPU", 2 * (18 + 1))
-    in_parts, maps_in_parts = embed(), attention_maps(encoder, images)[""]
-    assert n_tokens == [5, 5, 2, 2, 1, 2, 2, 1]
-    for one, other in zip(whole, in_parts, strict=True):
+    of_all, maps = embed(700), attention_maps(encoder, images)[""]
+    # 19 tokens for each of 700 images, twice
+    assert max(n_tokens) <= MAX_TOKENS_ON_CPU < sum(n_tokens) == 2 * 19 * 700
+    for one, other in zip(of_all, embed(100), strict=True):
         assert th.allclose(one, other, rtol=1e-4, atol=1e-5)
-    assert th.allclose(maps, maps_in_parts, atol=1e-6)
+    of_few = th.cat([attention_maps(encoder, batch)[""] for batch in images.split(100)])
+    assert th.allclose(maps, of_few, atol=1e-6)
 
 
 def test_attention_matches_the_textbook():
