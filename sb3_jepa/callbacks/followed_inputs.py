@@ -20,7 +20,8 @@ from sb3_jepa.extractors.finding import features_extractors, find_encoders
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.extractors.preprocessing import jepa_extractors
 from sb3_jepa.objectives import Objective
-from sb3_jepa.parts import DictTokenizer, InputStandardization, MomentumEncoder
+from sb3_jepa.parts import DictTokenizer, InputStandardization
+from sb3_jepa.parts.targets import target_module
 
 # Observations that the statistics follow at once
 N_FOLLOWED = 1024
@@ -196,8 +197,8 @@ def follow_inputs(policy: BasePolicy, observations: Any, objectives: Mapping[str
         _follow_in_parts(extractor, inputs, policy.get_submodule(path.replace("_target.", ".", 1)))
     encoders = find_encoders(policy)
     for name, objective in objectives.items():
-        if isinstance(objective.target_encoder, MomentumEncoder):
-            _follow_in_parts(objective.target_encoder.encoder, inputs, encoders[name])
+        if objective.has_momentum_target:
+            _follow_in_parts(objective.target_encoder.encoder, inputs, target_module(encoders[name]))
 
 
 def _follow_in_parts(module: th.nn.Module, inputs: Any, original: th.nn.Module) -> None:

@@ -11,7 +11,7 @@ from sb3_jepa.common import checks
 from sb3_jepa.extractors.files import check_fit, find_encoder_file, read_state, write_encoder
 from sb3_jepa.extractors.finding import LEARNERS, find_encoders, pick_encoders
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
-from sb3_jepa.parts import MomentumEncoder
+from sb3_jepa.parts.targets import target_module
 
 
 def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | None = None) -> pathlib.Path:
@@ -61,8 +61,8 @@ def load_encoder(
             encoder.freeze(freeze)
         else:
             encoder.requires_grad_(not freeze)
-        for target in _targets(model.policy, name, encoder):
-            target.load_state_dict(states[name])
+        for target, original in _targets(model.policy, name, encoder):
+            target.load_state_dict(original.state_dict())
     for name in picked:
         getattr(model, LEARNERS, {}).pop(name, None)
     _remember_frozen(model)
@@ -76,16 +76,16 @@ def _with_readout_of(encoder: th.nn.Module, state: dict[str, th.Tensor]) -> dict
     return {**{name: own[name] for name in own if name in is_of_readout}, **kept}
 
 
-def _targets(policy: BasePolicy, name: str, encoder: BaseFeaturesExtractor) -> list[th.nn.Module]:
-    """The extractors of target networks, and the momentum copy of an objective, that belong to an encoder."""
-    targets: list[th.nn.Module] = []
+def _targets(policy: BasePolicy, name: str, encoder: BaseFeaturesExtractor) -> list[tuple[th.nn.Module, th.nn.Module]]:
+    """The extractors of target networks, and the momentum copy of an objective, each with what it is a copy of."""
+    targets: list[tuple[th.nn.Module, th.nn.Module]] = []
     for network_name, network in policy.named_children():
         original = getattr(policy, network_name.removesuffix("_target"), None)
         if network_name.endswith("_target") and getattr(original, "features_extractor", None) is encoder:
-            targets.append(network.features_extractor)  # type: ignore[arg-type]
+            targets.append((network.features_extractor, encoder))  # type: ignore[arg-type]
     objectives = getattr(policy, "objectives", {})
-    if name in objectives and isinstance(objectives[name].target_encoder, MomentumEncoder):
-        targets.append(objectives[name].target_encoder.encoder)
+    if name in objectives and objectives[name].has_momentum_target:
+        targets.append((objectives[name].target_encoder.encoder, target_module(encoder)))
     return targets
 
 

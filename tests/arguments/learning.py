@@ -104,13 +104,9 @@ def pretrain_arguments() -> dict[str, Any]:
 
 
 OBJECTIVES = [
-    Call(sb3_jepa.MaskedPrediction, masked_arguments, MASKED),
-    Call(sb3_jepa.TJepa, masked_arguments, MASKED),
-    Call(
-        sb3_jepa.DmtJepa,
-        masked_arguments,
-        MASKED,
-        dict(kwargs="those of MaskedPrediction"),
+    *(
+        Call(objective, masked_arguments, MASKED, dict(kwargs="those of the class above"))
+        for objective in (sb3_jepa.MaskedPrediction, sb3_jepa.TJepa, sb3_jepa.DmtJepa)
     ),
     Call(
         sb3_jepa.SaltTeacher,
@@ -147,6 +143,7 @@ OBJECTIVES = [
             target_refresh=CHOICE,
             **COEFFICIENTS,
         ),
+        dict(kwargs="those of Objective"),
     ),
 ]
 

@@ -29,6 +29,7 @@ UNTRIED: dict[Callable[..., Any], str] = {
     diagnostics.Verdict: RECORD,
     diagnostics.assess: "measured numbers, and NaN is one of them",
     parts.MaskSampler: "abstract: BlockMasks and SubsetMasks are tried",
+    parts.TokenEncoder: "a protocol, of which nothing is made",
     parts.measuring: "modules, which it puts into another mode",
     **dict.fromkeys(
         (
@@ -37,6 +38,7 @@ UNTRIED: dict[Callable[..., Any], str] = {
             parts.embedding_variance,
             parts.prediction_loss,
             parts.variance_loss,
+            parts.weighted_mean,
             diagnostics.area_under_curve,
             diagnostics.effective_rank,
             diagnostics.participation_ratio,
