@@ -1,3 +1,5 @@
+import inspect
+import json
 import warnings
 from functools import partial
 
@@ -227,3 +229,34 @@ def test_what_is_missing_leaves_no_trace(output):
     assert th.allclose(
         extractor.encode_tokens(vectors[:1])[:, [0, 1, 2, 4]], extractor.encode_tokens(vectors[:1], places)
     )
+
+
+@pytest.mark.parametrize(
+    ("space", "kwargs", "resolved"),
+    [
+        (image_space(9, 64, 96), {}, dict(patch_size=16, frames=3, numbers_per_token=1)),
+        (spaces.Box(-1, 1, (60,)), dict(depth=np.int64(1)), dict(patch_size=None, numbers_per_token=2, depth=1)),
+        (spaces.MultiDiscrete([3] * 40), dict(frozen=True), dict(numbers_per_token=2, frozen=True)),
+        (spaces.Box(-1, 1, (60,)), dict(missing_as_nan=True, autocast=True), dict(numbers_per_token=1, autocast=True)),
+        (spaces.Box(-1, 1, (8, 8, 8)), dict(channels_first=False), dict(patch_size=2, frames=None)),
+        (image_space(4, 32, 48, 3), dict(output="flat", class_tokens=2), dict(patch_size=8, frames=None)),
+        # One number for both is not what was chosen
+        (
+            spaces.Dict(a=image_space(3, 64, 64), b=image_space(1, 16, 16), c=VECTOR),
+            dict(frames_as="tokens"),
+            dict(patch_size=None, frames=None),
+        ),
+    ],
+)
+def test_an_extractor_is_made_again_from_what_its_defaults_came_out_as(space, kwargs, resolved):
+    extractor = JepaExtractor(space, embed_dim=16, **kwargs)
+    again = JepaExtractor(space, **json.loads(json.dumps(extractor.resolved_kwargs)))
+    assert resolved.items() <= extractor.resolved_kwargs.items()
+    assert again.resolved_kwargs == extractor.resolved_kwargs
+    assert str(again) == str(extractor)
+    assert {name: value.shape for name, value in again.state_dict().items()} == {
+        name: value.shape for name, value in extractor.state_dict().items()
+    }
+    # All that an extractor is made from, but what may hold functions
+    arguments = set(inspect.signature(JepaExtractor).parameters) - {"observation_space", "compile_kwargs"}
+    assert set(extractor.resolved_kwargs) == arguments
