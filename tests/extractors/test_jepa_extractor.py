@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_jepa import JepaExtractor
-from tests.conftest import SMALL_EXTRACTOR, FakeEnv
+from tests.conftest import SMALL_POLICY, FakeEnv
 
 
 def image_space(*shape: int, dtype=np.uint8, high=255) -> spaces.Box:
@@ -98,34 +98,16 @@ def test_columns_are_standardised_one_by_one_and_clipped():
     assert th.allclose(standardization(th.tensor([[1.0, 200.0, 6.0, 1.0]])), th.tensor([[0.0, 0.0, 1.0, 10.0]]))
 
 
-def test_gymnasiums_frame_stack_is_the_stack_of_stable_baselines3():
-    th.manual_seed(0)
-    theirs = JepaExtractor(image_space(4, 32, 48, 3))
-    th.manual_seed(0)
-    ours = JepaExtractor(image_space(12, 32, 48))
-    frames = np.random.default_rng(0).integers(256, size=(2, 4, 32, 48, 3), dtype=np.uint8)
-    stacked = np.concatenate(frames.transpose(1, 0, 4, 2, 3), axis=1)
-    embeddings = [
-        extractor(preprocess_obs(th.as_tensor(observations), extractor._observation_space))
-        for extractor, observations in ((theirs, frames), (ours, stacked))
-    ]
-    assert th.allclose(*embeddings, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("space", "kwargs", "message"),
     [
         (image_space(3, 8, 8), dict(patch_size=16), "smaller than a patch.*at most 8, got 16.*None"),
         (image_space(4, 32, 48), dict(frames=3), "frames=3.*4 channels"),
-        (image_space(3, 32, 48), dict(frames=0), "frames"),
         (image_space(7, 7, 12), {}, "in doubt.*channels_first=True.*7 in front.*channels_first=False.*12 at the end"),
-        (image_space(32, 40, 32), {}, "in doubt"),
         (spaces.Box(-1, 1, (9000,)), dict(numbers_per_token=2), "numbers_per_token=2.*4500 tokens.*at most 4096"),
         (spaces.Box(-1, 1, (9000,)), dict(missing_as_nan=True), "numbers_per_token=1.*9000 tokens"),
         (spaces.Tuple([VECTOR, VECTOR]), {}, "Box, Discrete, MultiDiscrete.*Tuple"),
-        (image_space(3, 32, 32), dict(standardize_frames=-1), "standardize_frames"),
         (image_space(3, 32, 32), dict(num_heads=3), "num_heads"),
-        (image_space(3, 32, 32), dict(frames_as="batch"), "frames_as.*changes.*channels.*tokens.*batch"),
     ],
 )
 def test_bad_input(space, kwargs, message):
@@ -146,9 +128,7 @@ def test_initialisation_survives_ortho_init(pixel_cartpole, monkeypatch):
     model = stable_baselines3.PPO(
         "CnnPolicy",
         pixel_cartpole,
-        policy_kwargs=dict(
-            features_extractor_class=JepaExtractor, features_extractor_kwargs=SMALL_EXTRACTOR, net_arch=[16]
-        ),
+        policy_kwargs=dict(features_extractor_class=JepaExtractor, **SMALL_POLICY),
     )
     assert model.policy.ortho_init
     for name, value in model.policy.features_extractor.state_dict().items():
@@ -186,9 +166,7 @@ def test_features_extractor_of_stock_algorithms(pixel_cartpole, algorithm):
     model = getattr(stable_baselines3, algorithm)(
         "CnnPolicy",
         pixel_cartpole,
-        policy_kwargs=dict(
-            features_extractor_class=JepaExtractor, features_extractor_kwargs=SMALL_EXTRACTOR, net_arch=[16]
-        ),
+        policy_kwargs=dict(features_extractor_class=JepaExtractor, **SMALL_POLICY),
         **kwargs,
     )
     before = {name: value.clone() for name, value in model.policy.named_parameters() if "encoder.blocks" in name}
@@ -208,27 +186,6 @@ def test_changes_are_the_same_information_in_another_form():
     difference = standardization(moved) - standardization(still)
     assert th.allclose(difference[:, [0, 1, 2, 6, 7, 8]], th.zeros(()), atol=1e-5)
     assert (difference[:, 3:6] < -0.1).all()
-
-
-@pytest.mark.parametrize("output", ["class_token", "mean", "per_token", "flat"])
-def test_what_is_missing_leaves_no_trace(output):
-    th.manual_seed(0)
-    extractor = JepaExtractor(
-        spaces.Box(-3, 3, (4,)), embed_dim=8, num_heads=2, standardize_frames=0, missing_as_nan=True, output=output
-    )
-    vectors = th.randn(3, 4)
-    vectors[0, 2] = vectors[1, [0, 3]] = th.nan
-    features = extractor(vectors)
-    # Nothing is NaN, and with gradients the same is computed as without
-    with th.no_grad():
-        assert th.allclose(features, extractor(vectors), atol=1e-6)
-    features.square().sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in extractor.parameters() if parameter.grad is not None)
-    # As if its token were not there
-    places = th.tensor([[0, 1, 3]])
-    assert th.allclose(
-        extractor.encode_tokens(vectors[:1])[:, [0, 1, 2, 4]], extractor.encode_tokens(vectors[:1], places)
-    )
 
 
 @pytest.mark.parametrize(

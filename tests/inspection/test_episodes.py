@@ -226,7 +226,7 @@ def test_normalised_observations_are_recorded_as_the_policy_gets_them():
     ("space", "key"),
     [
         (IMAGE, ""),
-        # With channels last, as nobody's policy sees them
+        # With channels last, as a stack of Gymnasium's
         (spaces.Box(0, 255, (2, 16, 24, 3), np.uint8), ""),
         (spaces.Box(0.0, 1.0, (3, 16, 24)), ""),
         (spaces.Box(-1, 1, (3,)), None),
@@ -234,10 +234,14 @@ def test_normalised_observations_are_recorded_as_the_policy_gets_them():
         # Of four dimensions, and no picture
         (spaces.Box(0, 1, (2, 3, 4, 1), np.uint8), None),
         (spaces.Box(-1, 1, (2, 3, 4, 1)), None),
+        # Grey, and a grid
+        (spaces.Box(0, 255, (40, 40), np.uint8), ""),
+        (spaces.Box(-1, 1, (5, 11, 11)), None),
         (spaces.Discrete(3), None),
         (spaces.MultiBinary(3), None),
         (spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=IMAGE, c=IMAGE), "b"),
         (spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=spaces.Discrete(2)), None),
+        (spaces.Dict(camera=spaces.Box(0, 255, (2, 3, 64, 64), np.uint8), state=spaces.Box(-1, 1, (3,))), "camera"),
     ],
     ids=str,
 )
@@ -281,6 +285,7 @@ def test_frames_keep_their_pixels_where_they_are():
     frames = frames_of(images)
     for frame in range(2):
         assert np.array_equal(frames[1, frame].transpose(2, 0, 1), images[1, 3 * frame : 3 * frame + 3])
+    assert frames_of(images[:, 0]).shape == (2, 1, 16, 24)
 
 
 @pytest.mark.parametrize("n_channels", [1, 3])
