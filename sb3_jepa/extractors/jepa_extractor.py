@@ -219,7 +219,7 @@ class JepaExtractor(BaseFeaturesExtractor):
         own = self.state_dict()
         theirs = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
         if any(theirs[name].shape != value.shape for name, value in own.items() if name in theirs):
-            # The last argument gathers what PyTorch says in its error
+            # The last argument is PyTorch's list of error messages
             args[-1].append(HOW_TO_FIT)
 
     def freeze(self, frozen: bool = True) -> None:
@@ -248,7 +248,7 @@ class JepaExtractor(BaseFeaturesExtractor):
             ) from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Copies, such as a target encoder, and unpickled extractors: PyTorch leaves out what it compiled
+        # PyTorch does not copy or pickle what it compiled
         super().__setstate__(state)
         self._compile()
 
@@ -261,7 +261,7 @@ class JepaExtractor(BaseFeaturesExtractor):
     def n_inputs_to_measure(self) -> int:
         """Number of observations that the input statistics still lack."""
         n_seen = min((int(standardization.n_seen) for standardization in self.standardizations), default=None)
-        # What is frozen stays as it is, once it was measured
+        # A frozen encoder keeps the statistics that it has
         if n_seen is None or (self.is_frozen and n_seen > 0):
             return 0
         return max(0, self.standardize_frames - n_seen)
@@ -323,7 +323,7 @@ class JepaExtractor(BaseFeaturesExtractor):
     def apply(self, fn: Callable[[nn.Module], Any]) -> "JepaExtractor":
         """
         Apply a function to all submodules, except Stable-Baselines3's ``ortho_init``, which would replace the
-        transformer's initialisation, or pretrained weights, without a word.
+        transformer's initialisation, or pretrained weights, silently.
 
         :param fn: Function to apply
         """
@@ -336,7 +336,7 @@ class JepaExtractor(BaseFeaturesExtractor):
         :param observations: Preprocessed observations, such as images ``(batch, frames * channels, height, width)``
         :return: Embedding ``(batch, features_dim)``
         """
-        # What is exported is neither rounded nor compiled
+        # An exported policy is neither rounded nor compiled
         if th.compiler.is_exporting():
             return self.encoder.forward(observations)
         if not self.autocast:
@@ -385,5 +385,5 @@ class JepaExtractor(BaseFeaturesExtractor):
             return self.encoder.forward(observations)
         for selection in self._selections:
             selection.update()
-        # With CUDA graphs, the next run writes over what this one returns
+        # Copy: with CUDA graphs, the next run overwrites this output
         return self.encoder(observations).clone()

@@ -89,15 +89,6 @@ class Watch(VecEnvWrapper):
         return [np.stack(column) for column in zip(*self.steps, strict=True)]
 
 
-def test_what_is_out_of_range_is_refused():
-    env = make_env()
-    for name, value in (("reward_coef", -1.0), ("reward_coef", float("nan")), ("clip", 0.0), ("gamma", 1.1)):
-        with pytest.raises(ValueError, match=rf"`{name}` must .*, got {value}"):
-            VecSurprise(env, **{name: value})
-    with pytest.raises(ValueError, match="`venv` must be an instance of VecEnv, got"):
-        VecSurprise(FakeEnv(OBSERVATIONS["vector"]))
-
-
 @pytest.mark.parametrize("observation", ["image", "channels-last image", "Dict", "Discrete"])
 def test_the_surprise_of_every_step(training, observation):
     env = Watch(VecSurprise(make_env(observation)))

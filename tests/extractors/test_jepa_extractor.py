@@ -8,14 +8,13 @@ import pytest
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.utils import obs_as_tensor, set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_jepa import JepaExtractor
-from tests.conftest import SMALL_POLICY, FakeEnv
+from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, FakeEnv
 
 
 def image_space(*shape: int, dtype=np.uint8, high=255) -> spaces.Box:
@@ -115,22 +114,18 @@ def test_bad_input(space, kwargs, message):
         JepaExtractor(space, **kwargs)
 
 
-def test_initialisation_survives_ortho_init(pixel_cartpole, monkeypatch):
-    # In a stock policy, which knows nothing of our extractor
-    born = {}
-
-    def make_and_remember(self):
-        extractor = JepaExtractor(self.observation_space, **self.features_extractor_kwargs)
-        born.update({name: value.clone() for name, value in extractor.state_dict().items()})
-        return extractor
-
-    monkeypatch.setattr(ActorCriticPolicy, "make_features_extractor", make_and_remember)
+def test_initialisation_survives_ortho_init(pixel_cartpole):
+    # In a stock policy, which does not exempt our extractor from it
     model = stable_baselines3.PPO(
         "CnnPolicy",
         pixel_cartpole,
         policy_kwargs=dict(features_extractor_class=JepaExtractor, **SMALL_POLICY),
+        seed=0,
+        device="cpu",
     )
     assert model.policy.ortho_init
+    set_random_seed(0)
+    born = JepaExtractor(model.observation_space, **SMALL_EXTRACTOR).state_dict()
     for name, value in model.policy.features_extractor.state_dict().items():
         assert th.equal(value, born[name]), name
     # ... while the heads did get theirs
