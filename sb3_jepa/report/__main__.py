@@ -34,7 +34,7 @@ class AttributeReader:
         return np.array(env.get_attr(self.attribute), dtype=np.float64).reshape(env.num_envs, -1)
 
 
-def _reader(env: VecEnv, attribute: str | None) -> AttributeReader | None:
+def attribute_reader(env: VecEnv, attribute: str | None) -> AttributeReader | None:
     """What reads an attribute of the environments; by default their state, where it is made of numbers."""
     # Some environments have no state before the first reset
     env.reset()
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             curves=curves,
             n_steps=options.steps,
             horizon=options.horizon,
-            read=_reader(env, options.probe),
+            read=attribute_reader(env, options.probe),
             names=options.probe_names,
             title=f"{options.env}: {type(model).__name__}, {path}",
         )
