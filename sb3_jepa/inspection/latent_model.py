@@ -1,4 +1,4 @@
-"""A trained model's encoder and predictor, to be asked."""
+"""A trained model's encoder and predictor, as functions of observations and actions."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,6 +40,7 @@ class LatentModel:
         self.name = next((name for name in encoders if name in objectives), next(iter(encoders)))
         self.encoder = encoders[self.name]
         objective, self.first_embedding_variance = objectives.get(self.name, (None, 0.0))
+        # Other objectives do not predict what an action leads to
         predicts_next = objective is not None and objective.needs_actions and objective.horizon == 1
         self._objective = objective if predicts_next else None
         self.other_objective = objective if self._objective is None else None
@@ -81,7 +82,7 @@ class LatentModel:
                     preprocess_obs(one, self.policy.observation_space, normalize_images=self.policy.normalize_images)
                 )
         finally:
-            # Not by train(), which warns of a training that begins
+            # Do not call train(): it may warn that a training begins
             for module, was_training in were_training.items():
                 module.training = was_training
 

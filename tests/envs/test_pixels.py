@@ -86,9 +86,6 @@ def test_seed_and_vec_env_class():
         (dict(env_kwargs=dict(render_mode=None)), "render_mode"),
         (dict(crop=(0, 500, 0, 600)), "crop.*400x600.*500"),
         (dict(crop=(10, 10, 0, 600)), "crop"),
-        (dict(frames=0), "frames"),
-        (dict(frame_size=0), "frame_size"),
-        (dict(frame_size=32.5), "frame_size"),
         (dict(frame_size=(32, -1)), "frame_size"),
         (dict(frame_size=(32, 32, 3)), "frame_size"),
     ],
@@ -203,8 +200,7 @@ def test_cartpole_of_other_dimensions_looks_as_with_gymnasium():
     for one in (env, gymnasium):
         one.reset(seed=0)
         one.unwrapped.length, one.unwrapped.x_threshold = 0.8, 1.5
-    for x in (-1.5, 0.0, 0.7):
-        assert difference(env, gymnasium, (x, 0, 0.1, 0)) <= 1
+    assert max(difference(env, gymnasium, (x, 0, 0.1, 0)) for x in (-1.5, 0.0, 0.7)) <= 1
 
 
 def test_cartpole_still_renders():
@@ -241,7 +237,7 @@ def test_the_state_of_classic_control_has_names(env_id, names):
     env.reset()
     assert len(env.get_attr("state")[0]) == len(names)
     assert state_names(env, len(names)) == names
-    # Somebody's own, with the same name
+    # An environment of another state, with the same name
     assert state_names(env, len(names) + 1) is None
 
 
@@ -282,7 +278,7 @@ def instance_inverted() -> gym.Env:
     ],
     ids=["wrapper", "wrapped wrapper", "subclass", "instance"],
 )
-def test_who_renders_something_else_is_respected(make):
+def test_a_picture_that_a_wrapper_or_subclass_draws_is_not_drawn_over(make):
     env, gymnasium = PixelObservation(make(), (64, 96), frames=1), GymnasiumPixels(make(), (64, 96))
     assert not draws_itself(env)
     for one in (env, gymnasium):
@@ -290,7 +286,7 @@ def test_who_renders_something_else_is_respected(make):
     assert difference(env, gymnasium, (0.5, 0, 0.1, 0)) <= 1
 
 
-def test_another_drawing_of_cartpole_is_respected(monkeypatch):
+def test_another_drawing_of_cartpole_is_not_drawn_over(monkeypatch):
     # As if another version of Gymnasium drew the pole in another colour
     monkeypatch.setattr("sb3_jepa.envs.fast_cartpole.BROWN", (0, 0, 255))
     assert not draws_itself(PixelObservation(cartpole()))
