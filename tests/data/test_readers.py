@@ -13,8 +13,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_jepa import PPO, FrameDictReplayBuffer, FrameReplayBuffer, RecurrentPPO
 from sb3_jepa.buffers.frames import FrameStacks
 from sb3_jepa.common.observations import by_key
+from sb3_jepa.data import Recordings, read, read_buffer, read_file, read_minari, record_env, save_recordings
 from sb3_jepa.data.readers import is_env
-from sb3_jepa.pretrain import Recordings, read, read_buffer, read_file, read_minari, record_env
 from tests.conftest import SMALL_POLICY, SMALL_PPO, CountingImageEnv, FakeEnv, make_counting_env
 
 DICT_SPACE = spaces.Dict(
@@ -172,11 +172,12 @@ def test_npz_files_with_keys(save, tmp_path):
     assert recordings.observation_space["image"].shape == (3, 20, 16)
     assert recordings.observation_space["vector"] == spaces.Box(-np.inf, np.inf, (5,), np.float64)
     assert recordings.episodes.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    for array in recordings.observations.values():
-        assert isinstance(array, np.memmap) == (save is np.savez)
-    taken = recordings.take(np.arange(12))
-    assert np.array_equal(taken["vector"], vectors)
-    assert np.array_equal(taken["image"], IMAGES.transpose(0, 3, 1, 2))
+    for one in (recordings, save_recordings(recordings, tmp_path / "folder"), read(tmp_path / "folder")):
+        assert all(isinstance(array, np.memmap) == (one is not recordings) for array in one.observations.values())
+        taken = one.take(np.arange(12))
+        assert np.array_equal(taken["vector"], vectors)
+        assert np.array_equal(taken["image"], IMAGES.transpose(0, 3, 1, 2))
+        assert (one.id, one.observation_space) == (recordings.id, recordings.observation_space)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_spaces_are_guessed(array, space, tmp_path):
         (dict(observations=np.array([0, -1, 2])), "cannot be guessed.*Say `observation_space`"),
         (
             dict(observations=np.zeros((4, 3), np.int64), dones=np.zeros(3)),
-            r"must have the shape \(4,\), got \[\(3,\)\]",
+            r"'dones' of .*data.npz must have the shape \(4,\), got \(3,\)",
         ),
         ({"observations": np.zeros(4), "observations.a": np.zeros(4)}, "got both"),
     ],
