@@ -18,8 +18,10 @@ from torch import nn
 from sb3_jepa.algorithms.saved_models import find_model, load_model
 from sb3_jepa.common import checks
 from sb3_jepa.common.digests import id_of
+from sb3_jepa.common.next_observations import terminal_observation
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.random_numbers import isolated_random_numbers
+from sb3_jepa.common.spaces import ARRAY_SPACES
 from sb3_jepa.data.folders import NotRepeatedError, RecordingWriter
 from sb3_jepa.data.recordings import Recordings
 
@@ -71,7 +73,9 @@ def record_env(
             policy="random" if model is None else _policy_name(model),
             seed=seed,
         )
-        writer = RecordingWriter(vec_env.observation_space, n_steps, folder, settings)
+        # Of other spaces no actions are kept
+        action_space = vec_env.action_space if isinstance(vec_env.action_space, ARRAY_SPACES) else None
+        writer = RecordingWriter(vec_env.observation_space, n_steps, folder, settings, action_space)
         if not writer.is_complete:
             bar = callbacks.tqdm(total=n_steps) if progress_bar else None
             try:
@@ -141,19 +145,24 @@ def _collect(env: VecEnv, model: Any, writer: RecordingWriter, bar: Any) -> None
     episodes = writer.next_episode + np.arange(env.num_envs)
     while True:
         n_before = writer.n_written
-        writer.write(observations, episodes)
+        # At once, for an environment may write its next observations into the same arrays
+        start = writer.append(dict(observations=observations, episodes=episodes))
         if not writer.is_complete:
             if model is None:
                 actions = np.array([env.action_space.sample() for _ in range(env.num_envs)])
             else:
                 actions, state = model.predict(observations, state, starts)
-            observations, _, starts, infos = env.step(actions)
+            observations, rewards, starts, infos = env.step(actions)
+            timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+            step = dict(rewards=rewards, terminated=starts & ~timeouts, has_action=np.ones(env.num_envs, dtype=bool))
+            if writer.action_space is not None:
+                step["actions"] = np.reshape(actions, (env.num_envs, *(writer.action_space.shape or ())))
+            writer.amend(start, step)
             for index in np.flatnonzero(starts):
-                if "terminal_observation" in infos[index]:
-                    last = by_key(infos[index]["terminal_observation"])
-                    writer.write(
-                        as_observations({key: np.array(array)[None] for key, array in last.items()}), episodes[[index]]
-                    )
+                last = terminal_observation(True, infos[index])
+                if last is not None:
+                    keyed = {key: np.array(array)[None] for key, array in by_key(last).items()}
+                    writer.append(dict(observations=as_observations(keyed), episodes=episodes[[index]]))
                 episodes[index] = episodes.max() + 1
         if bar is not None:
             bar.update(writer.n_written - n_before)

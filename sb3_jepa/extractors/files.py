@@ -4,7 +4,6 @@ arguments and observation space, see :func:`describe_encoder`. The description i
 the metadata, in any other file beside the ``state_dict``, in both under the name ``sb3_jepa``.
 """
 
-import inspect
 import json
 import os
 import pathlib
@@ -58,10 +57,16 @@ def write_encoder(
     path = path if path.suffix else path.with_suffix(default_suffix())
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     warn_if_not_finite(state, "The encoder")
+    kwargs: dict[str, Any] | None = whole_kwargs(encoder, features_extractor_kwargs)
+    try:
+        check_written_whole("features_extractor_kwargs", kwargs)
+    except ValueError:
+        # The file is still good for load_encoder(), which needs none
+        kwargs = None
     description = dict(
         format=FORMAT,
         features_extractor_class=_name_of(type(encoder)),
-        features_extractor_kwargs=_written_kwargs(encoder, features_extractor_kwargs),
+        features_extractor_kwargs=kwargs,
         observation_space=space_to_json(encoder._observation_space),
         id=id_of(encoder),
         **about,
@@ -80,35 +85,11 @@ def whole_kwargs(encoder: BaseFeaturesExtractor, features_extractor_kwargs: Mapp
     """
     :param encoder: The encoder
     :param features_extractor_kwargs: The keyword arguments that it was made with
-    :return: The same, and the defaults of all others, so that they make the same encoder should the defaults change;
-        without ``frozen``, which says how a model uses it. In the place of None, ``numbers_per_token`` is the number
-        that was chosen, and ``patch_size`` too, unless images under several keys have different ones.
+    :return: Those that make the same encoder should the defaults change, and the same if it is none of
+        :class:`~sb3_jepa.JepaExtractor` itself; without ``frozen``, which is about the model
     """
-    _, *parameters = inspect.signature(type(encoder)).parameters.values()
-    kwargs = {one.name: one.default for one in parameters if one.default is not one.empty} | dict(
-        features_extractor_kwargs
-    )
-    kwargs.pop("frozen", None)
-
-    def chosen(*names: str) -> set[int]:
-        return {getattr(module, name) for module in encoder.modules() for name in names if hasattr(module, name)}
-
-    if kwargs.get("patch_size", 0) is None and len(sizes := chosen("patch_size")) == 1:
-        kwargs["patch_size"] = sizes.pop()
-    # A Discrete is always one variable
-    if kwargs.get("numbers_per_token", 0) is None and (numbers := chosen("numbers_per_token", "variables_per_token")):
-        kwargs["numbers_per_token"] = max(numbers)
-    return kwargs
-
-
-def _written_kwargs(encoder: BaseFeaturesExtractor, features_extractor_kwargs: Mapping[str, Any]) -> Any:
-    kwargs = whole_kwargs(encoder, features_extractor_kwargs)
-    try:
-        check_written_whole("features_extractor_kwargs", kwargs)
-    except ValueError:
-        # The file is for load_encoder(), which needs none
-        return None
-    return kwargs
+    kwargs = encoder.resolved_kwargs if type(encoder) is JepaExtractor else features_extractor_kwargs
+    return {name: value for name, value in kwargs.items() if name != "frozen"}
 
 
 def _name_of(cls: type) -> str:

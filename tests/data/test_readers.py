@@ -13,9 +13,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_jepa import PPO, FrameDictReplayBuffer, FrameReplayBuffer, RecurrentPPO
 from sb3_jepa.buffers.frames import FrameStacks
 from sb3_jepa.common.observations import by_key
+from sb3_jepa.data import Recordings, read, read_buffer, read_file, read_minari, record_env, save_recordings
 from sb3_jepa.data.readers import is_env
-from sb3_jepa.pretrain import Recordings, read, read_buffer, read_file, read_minari, record_env
 from tests.conftest import SMALL_POLICY, SMALL_PPO, CountingImageEnv, FakeEnv, make_counting_env
+from tests.data.test_collection import files_of
 
 DICT_SPACE = spaces.Dict(
     image=spaces.Box(0, 255, (3, 36, 40), np.uint8), vector=spaces.Box(-1, 1, (2,)), mode=spaces.Discrete(3)
@@ -172,11 +173,12 @@ def test_npz_files_with_keys(save, tmp_path):
     assert recordings.observation_space["image"].shape == (3, 20, 16)
     assert recordings.observation_space["vector"] == spaces.Box(-np.inf, np.inf, (5,), np.float64)
     assert recordings.episodes.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    for array in recordings.observations.values():
-        assert isinstance(array, np.memmap) == (save is np.savez)
-    taken = recordings.take(np.arange(12))
-    assert np.array_equal(taken["vector"], vectors)
-    assert np.array_equal(taken["image"], IMAGES.transpose(0, 3, 1, 2))
+    for one in (recordings, save_recordings(recordings, tmp_path / "folder"), read(tmp_path / "folder")):
+        assert all(isinstance(array, np.memmap) == (one is not recordings) for array in one.observations.values())
+        taken = one.take(np.arange(12))
+        assert np.array_equal(taken["vector"], vectors)
+        assert np.array_equal(taken["image"], IMAGES.transpose(0, 3, 1, 2))
+        assert (one.id, one.observation_space) == (recordings.id, recordings.observation_space)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_spaces_are_guessed(array, space, tmp_path):
         (dict(observations=np.array([0, -1, 2])), "cannot be guessed.*Say `observation_space`"),
         (
             dict(observations=np.zeros((4, 3), np.int64), dones=np.zeros(3)),
-            r"must have the shape \(4,\), got \[\(3,\)\]",
+            r"'dones' of .*data.npz must have the shape \(4,\), got \(3,\)",
         ),
         ({"observations": np.zeros(4), "observations.a": np.zeros(4)}, "got both"),
     ],
@@ -282,10 +284,10 @@ def episode_of(minari_module, observations, number: int):
     return minari_module.data_collector.EpisodeBuffer(
         id=number,
         observations=observations,
-        actions=np.zeros(n_steps, dtype=np.int64),
-        rewards=[1.0] * n_steps,
-        terminations=[False] * n_steps,
-        truncations=[step == n_steps - 1 for step in range(n_steps)],
+        actions=np.arange(n_steps) % 2,
+        rewards=[10.0 * number + step for step in range(n_steps)],
+        terminations=[step == n_steps - 1 and number == 1 for step in range(n_steps)],
+        truncations=[step == n_steps - 1 and number != 1 for step in range(n_steps)],
     )
 
 
@@ -310,8 +312,15 @@ def test_data_sets_of_minari(is_dict, tmp_path, monkeypatch):
         observation_space=space,
         action_space=spaces.Discrete(2),
     )
-    for source in (dataset, "minari:ours/test-v0"):
-        recordings = read(source)
+    # The second one in the folder is what the first one has written
+    for source, folder in ((dataset, None), ("minari:ours/test-v0", "new"), (dataset, "new")):
+        recordings = read(source, folder=folder and tmp_path / folder)
+        assert isinstance(recordings.rewards, np.memmap) == (folder is not None)
+        has_action = recordings.has_action.astype(bool)
+        assert np.flatnonzero(~has_action).tolist() == [3, 5, 10]
+        assert recordings.actions[has_action].tolist() == [0, 1, 0, 0, 0, 1, 0, 1]
+        assert recordings.rewards[has_action].tolist() == [0, 1, 2, 10, 20, 21, 22, 23]
+        assert np.flatnonzero(recordings.terminated).tolist() == [4]
         assert recordings.episodes.tolist() == [0] * 4 + [1] * 2 + [2] * 5
         taken = recordings.take(np.arange(11))
         assert np.array_equal(taken["state"] if is_dict else taken, states)
@@ -320,6 +329,19 @@ def test_data_sets_of_minari(is_dict, tmp_path, monkeypatch):
             np.testing.assert_allclose(taken["image"].mean(axis=(1, 2, 3)), np.arange(0, 220, 20), atol=2)
     some = dataset.filter_episodes(lambda episode: len(episode) > 2)
     assert len(read_minari(some)) == 9
+    with pytest.raises(ValueError, match="`folder` holds other recordings"):
+        read_minari(some, folder=tmp_path / "new")
+    # Killed after the first episode: it goes on, unless the data set became another
+    info = tmp_path / "new" / "recording.json"
+    whole = files_of(info.parent)
+    info.write_text(info.read_text().replace('"n_saved": 11', '"n_saved": 4'))
+    np.load(info.parent / "rewards.npy", mmap_mode="r+")[4:] = -1
+    read_minari("ours/test-v0", folder=info.parent)
+    assert files_of(info.parent) == whole
+    info.write_text(info.read_text().replace('"n_saved": 11', '"n_saved": 4'))
+    np.load(info.parent / "rewards.npy", mmap_mode="r+")[1] = 3
+    with pytest.raises(ValueError, match=r"`folder` holds other recordings.*rewards is not the same there"):
+        read_minari("ours/test-v0", folder=info.parent)
 
 
 def test_data_sets_of_minari_that_are_not_there(tmp_path, monkeypatch):
