@@ -151,6 +151,12 @@ def _read(path: pathlib.Path) -> tuple[dict[str, th.Tensor], dict[str, Any] | No
             f"{path} has format {its_format} of encoder files, and this sb3_jepa knows none above {FORMAT}: update it, "
             'pip install -U "sb3-jepa"'
         )
+    name = find_not_finite(state)
+    if name is not None:
+        raise ValueError(
+            f"{path} holds NaN or infinite values, first in {name}: the training that it is from has diverged. Take an "
+            "encoder of before"
+        )
     return dict(state), description
 
 
@@ -173,15 +179,6 @@ def _read_described(path: pathlib.Path) -> tuple[dict[str, th.Tensor], dict[str,
     return state, description, beside
 
 
-def _check_finite(state: Mapping[str, th.Tensor], path: pathlib.Path) -> None:
-    name = find_not_finite(state)
-    if name is not None:
-        raise ValueError(
-            f"{path} holds NaN or infinite values, first in {name}: the training that it is from has diverged. Take an "
-            "encoder of before"
-        )
-
-
 def read_state(path: str | os.PathLike) -> dict[str, th.Tensor]:
     """
     :param path: A file that :func:`~sb3_jepa.save_encoder` or :func:`~sb3_jepa.pretrain` wrote
@@ -189,10 +186,7 @@ def read_state(path: str | os.PathLike) -> dict[str, th.Tensor]:
     :raises ValueError: If the file is broken, of a later format, or holds NaN or infinite values
     :raises ImportError: If it is a ``.safetensors`` file, and that package is not installed
     """
-    path = pathlib.Path(path)
-    state, _ = _read(path)
-    _check_finite(state, path)
-    return state
+    return _read(pathlib.Path(path))[0]
 
 
 def describe_encoder(path: str | os.PathLike) -> dict[str, Any]:
@@ -204,7 +198,7 @@ def describe_encoder(path: str | os.PathLike) -> dict[str, Any]:
 
     :param path: The file, or the folder of a pretraining
     :return: The description
-    :raises ValueError: If there is none, or the file is broken or of a later format
+    :raises ValueError: If there is none, or the file is broken, of a later format or holds NaN
     :raises ImportError: If it is a ``.safetensors`` file, and that package is not installed
     """
     return _read_described(find_encoder_file(path))[1]
@@ -232,7 +226,6 @@ def read_encoder(path: str | os.PathLike) -> JepaExtractor:
     # Its parameters are read: the random numbers of its initialisation are not taken from anything beside it
     with isolated_random_numbers(), reading(described_in, EXPECTED if described_in == path else EXPECTED_BESIDE):
         encoder = cls(space_from_json(description["observation_space"]), **kwargs)
-    _check_finite(state, path)
     of = "its description" if described_in == path else described_in
     check_fit(state, encoder, f"{path} does not fit {of}")
     encoder.load_state_dict(state)

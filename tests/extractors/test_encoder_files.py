@@ -217,17 +217,6 @@ def test_an_encoder_of_nan_was_read(tmp_path):
         read_encoder(tmp_path)
 
 
-def test_numbers_of_numpy_became_texts(tmp_path):
-    kwargs = {name: np.int64(value) for name, value in EXTRACTOR.items()} | dict(final_norm=np.True_)
-    path = tmp_path / "encoder.pth"
-    write_encoder(JepaExtractor(SPACE, **kwargs), path, kwargs, scores=np.arange(2), rate=np.float32(0.5))
-    described = describe_encoder(path)
-    written = described["features_extractor_kwargs"]
-    assert {name: written[name] for name in kwargs} == dict(EXTRACTOR, final_norm=True)
-    assert (described["scores"], described["rate"]) == ([0, 1], 0.5)
-    assert read_encoder(path).features_dim == 8
-
-
 @pytest.mark.parametrize("content", [None, "description"])
 def test_no_encoder(content, tmp_path):
     if content == "description":
