@@ -261,12 +261,7 @@ class MaskedPrediction(Objective):
         )
 
     def _loss(self, prediction: th.Tensor, targets: th.Tensor, masks: Masks, weights: th.Tensor | None) -> th.Tensor:
-        """
-        :param prediction: ``(batch, n_masks, n_targets, target_dim)``
-        :param targets: Of all tokens, ``(batch, tokens, target_dim)``
-        :param masks: Whose targets are predicted
-        :param weights: As of :meth:`_weights`
-        """
+        """The mean error of what is predicted of masks, ``(batch, n_masks, n_targets, target_dim)``."""
         if weights is not None:
             targets = targets.nan_to_num(0.0)
             weights = weights.expand(len(targets), -1, -1)
