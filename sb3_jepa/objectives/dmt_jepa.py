@@ -24,12 +24,11 @@ class DmtJepa(MaskedPrediction):
 
     :param encoder: The context encoder
     :param embed_dim: Width of the embedding
-    :param action_dim: Width of the encoded action, which is not used
     :param kwargs: Those of :class:`MaskedPrediction`; ``target_transform_kwargs`` has the choices of the aggregation,
         such as ``window``, ``k`` and ``num_heads``
     :raises ValueError: If an argument is not among those accepted, or the observations are no images
     """
 
-    def __init__(self, encoder: nn.Module, embed_dim: int, action_dim: int = 0, **kwargs: Any):
+    def __init__(self, encoder: nn.Module, embed_dim: int, **kwargs: Any):
         defaults = dict(target_transform_class=NeighborAggregation, prediction_loss="smooth_l1")
-        super().__init__(encoder, embed_dim, action_dim, **{**defaults, **kwargs})
+        super().__init__(encoder, embed_dim, **{**defaults, **kwargs})

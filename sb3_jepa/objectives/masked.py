@@ -48,7 +48,6 @@ class MaskedPrediction(Objective):
     :param encoder: The context encoder: a :class:`~sb3_jepa.JepaExtractor`, or any that is or has (as ``encoder``) a
         :class:`~sb3_jepa.parts.TokenEncoder`
     :param embed_dim: Width of the embedding
-    :param action_dim: Width of the encoded action, which is not used
     :param target: What is predicted: ``"momentum"``, the tokens of a momentum copy of the context encoder;
         ``"frozen"``, those of ``teacher``; ``"input"``, what the tokens are made of (pixels, numbers, categories)
     :param teacher: An encoder for ``target="frozen"``, see :func:`~sb3_jepa.read_encoder`. It may be of any size, but
@@ -66,8 +65,8 @@ class MaskedPrediction(Objective):
     :param predictor_dim: Width of the predictor
     :param predictor_depth: Number of its blocks
     :param predictor_heads: Attention heads in each, a divisor of ``predictor_dim``
-    :param kwargs: The momentum and the coefficients of :class:`Objective`. By default ``momentum`` is that of the
-        papers, ``(0.996, 1.0)``; in a few hundred updates the target encoder hardly moves with it, and ``(0.99, 1.0)``
+    :param kwargs: Those of :class:`Objective`: the momentum and the coefficients. ``momentum`` is that of the papers by
+        default, ``(0.996, 1.0)``; in a few hundred updates the target encoder hardly moves with it, and ``(0.99, 1.0)``
         served better. Fixed targets have none.
     :raises ValueError: If the encoder has no tokens that can be hidden, the teacher does not fit it, or an argument is
         not among those accepted
@@ -84,7 +83,6 @@ class MaskedPrediction(Objective):
         self,
         encoder: nn.Module,
         embed_dim: int,
-        action_dim: int = 0,
         target: str = "momentum",
         teacher: nn.Module | None = None,
         mask_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
@@ -103,8 +101,7 @@ class MaskedPrediction(Objective):
         target_transform_kwargs = checks.keyword_arguments("target_transform_kwargs", target_transform_kwargs)
         checks.optional(checks.subclass, "target_transform_class", target_transform_class, cls=nn.Module)
         checks.optional(checks.instance, "teacher", teacher, cls=nn.Module)
-        defaults = dict(momentum=(0.996, 1.0))
-        kwargs = {**defaults, **kwargs}
+        kwargs = {"momentum": (0.996, 1.0), **kwargs}
         if target != "momentum":
             # Fixed targets have no momentum, but a bad value is still refused
             check_momentum(kwargs["momentum"])
@@ -133,7 +130,7 @@ class MaskedPrediction(Objective):
             target_encoder = TargetEncoder(teacher)
         elif target == "input":
             target_encoder = TargetEncoder(nn.Identity())
-        super().__init__(encoder, embed_dim, action_dim, target_encoder=target_encoder, **kwargs)
+        super().__init__(encoder, embed_dim, target_encoder=target_encoder, **kwargs)
         self.target, self.prediction_loss, self.normalize_targets = target, prediction_loss, normalize_targets
         shape, has_patches = tokens.token_shape, is_of_patches(encoder)
         # Blocks lie within frames. If a frame is one patch, hide whole frames
@@ -261,12 +258,7 @@ class MaskedPrediction(Objective):
         )
 
     def _loss(self, prediction: th.Tensor, targets: th.Tensor, masks: Masks, weights: th.Tensor | None) -> th.Tensor:
-        """
-        :param prediction: ``(batch, n_masks, n_targets, target_dim)``
-        :param targets: Of all tokens, ``(batch, tokens, target_dim)``
-        :param masks: Whose targets are predicted
-        :param weights: As of :meth:`_weights`
-        """
+        """The mean error of what is predicted of masks, ``(batch, n_masks, n_targets, target_dim)``."""
         if weights is not None:
             targets = targets.nan_to_num(0.0)
             weights = weights.expand(len(targets), -1, -1)

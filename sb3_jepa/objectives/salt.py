@@ -30,15 +30,14 @@ class SaltTeacher(MaskedPrediction):
 
     :param encoder: The context encoder
     :param embed_dim: Width of the embedding
-    :param action_dim: Width of the encoded action, which is not used
     :param kwargs: Those of :class:`MaskedPrediction`
     :raises ValueError: If an argument is not among those accepted
     """
 
-    def __init__(self, encoder: nn.Module, embed_dim: int, action_dim: int = 0, **kwargs: Any):
+    def __init__(self, encoder: nn.Module, embed_dim: int, **kwargs: Any):
         mask_kwargs = SALT_BLOCKS if is_of_patches(encoder) else SALT_SUBSETS
         defaults = dict(target="input", mask_kwargs=mask_kwargs, prediction_loss="l1")
-        super().__init__(encoder, embed_dim, action_dim, **{**defaults, **kwargs})
+        super().__init__(encoder, embed_dim, **{**defaults, **kwargs})
 
 
 class Salt(MaskedPrediction):
@@ -60,12 +59,11 @@ class Salt(MaskedPrediction):
 
     :param encoder: The context encoder
     :param embed_dim: Width of the embedding
-    :param action_dim: Width of the encoded action, which is not used
     :param kwargs: Those of :class:`MaskedPrediction`, ``teacher`` among them
     :raises ValueError: If an argument is not among those accepted, or there is no teacher
     """
 
-    def __init__(self, encoder: nn.Module, embed_dim: int, action_dim: int = 0, **kwargs: Any):
+    def __init__(self, encoder: nn.Module, embed_dim: int, **kwargs: Any):
         mask_kwargs = SALT_BLOCKS if is_of_patches(encoder) else SALT_SUBSETS
         defaults = dict(target="frozen", mask_kwargs=mask_kwargs, prediction_loss="l1", normalize_targets=True)
-        super().__init__(encoder, embed_dim, action_dim, **{**defaults, **kwargs})
+        super().__init__(encoder, embed_dim, **{**defaults, **kwargs})

@@ -57,7 +57,6 @@ class MaskSampler(ABC):
             raise ValueError(f"`grid` must have at least two tokens, got {self.grid}")
         self.n_masks = checks.whole_number("n_masks", n_masks)
 
-    @abstractmethod
     def sample(
         self, batch_size: int, generator: th.Generator | None = None, candidates: th.Tensor | None = None
     ) -> Masks:
@@ -67,6 +66,17 @@ class MaskSampler(ABC):
         :param candidates: The tokens of each sample that may be chosen, ``(batch, tokens)``, on the CPU; None for all
         :return: Their masks, on the CPU: places, or booleans if there are candidates
         """
+        if candidates is None:
+            return self._sample(batch_size, generator)
+        return self._sample_among(candidates, generator)
+
+    @abstractmethod
+    def _sample(self, batch_size: int, generator: th.Generator | None) -> Masks:
+        """Masks of all tokens, as places."""
+
+    @abstractmethod
+    def _sample_among(self, candidates: th.Tensor, generator: th.Generator | None) -> Masks:
+        """Masks of candidates, as booleans."""
 
 
 class SubsetMasks(MaskSampler):
@@ -107,17 +117,7 @@ class SubsetMasks(MaskSampler):
     def _targets_beside(self, n_context: int) -> int:
         return min(self._most_targets, self.n_tokens - n_context)
 
-    def sample(
-        self, batch_size: int, generator: th.Generator | None = None, candidates: th.Tensor | None = None
-    ) -> Masks:
-        """
-        :param batch_size: Number of samples
-        :param generator: Of random numbers, on the CPU; None for PyTorch's global one
-        :param candidates: The tokens of each sample that may be chosen, ``(batch, tokens)``, on the CPU; None for all
-        :return: Their masks, on the CPU: places, or booleans if there are candidates
-        """
-        if candidates is not None:
-            return self._sample_among(candidates, generator)
+    def _sample(self, batch_size: int, generator: th.Generator | None) -> Masks:
         n_context = self._context_sizes[int(self._chances.multinomial(1, generator=generator))]
         most_targets = self._targets_beside(n_context)
         n_targets = int(th.randint(self._least_targets, most_targets + 1, (), generator=generator))
@@ -186,23 +186,19 @@ class BlockMasks(MaskSampler):
         self.min_context = min_context or max(1, self.n_tokens // 6)
         self._sides = (1,) * (3 - len(self.grid)) + self.grid  # (frames, rows, columns)
         # Refuse what is impossible now, without drawing from the global random numbers
-        self._sample(1, th.Generator().manual_seed(0), MAX_SIZES_AT_FIRST)
+        self._sample_blocks(1, th.Generator().manual_seed(0), MAX_SIZES_AT_FIRST)
 
-    def sample(
-        self, batch_size: int, generator: th.Generator | None = None, candidates: th.Tensor | None = None
-    ) -> Masks:
-        """
-        :param batch_size: Number of samples
-        :param generator: Of random numbers, on the CPU; None for PyTorch's global one
-        :param candidates: The tokens of each sample that may be chosen, ``(batch, tokens)``, on the CPU; None for all
-        :return: Their masks, on the CPU: places, or booleans if there are candidates
-        """
-        context, targets = self._sample(batch_size, generator, MAX_SIZES)
-        if candidates is not None:
-            return Masks(context & candidates, targets & candidates[:, None])
+    def _sample(self, batch_size: int, generator: th.Generator | None) -> Masks:
+        context, targets = self._sample_blocks(batch_size, generator, MAX_SIZES)
         return Masks(_choose_places(context, generator), _choose_places(targets, generator))
 
-    def _sample(self, batch_size: int, generator: th.Generator | None, max_sizes: int) -> tuple[th.Tensor, th.Tensor]:
+    def _sample_among(self, candidates: th.Tensor, generator: th.Generator | None) -> Masks:
+        context, targets = self._sample_blocks(len(candidates), generator, MAX_SIZES)
+        return Masks(context & candidates, targets & candidates[:, None])
+
+    def _sample_blocks(
+        self, batch_size: int, generator: th.Generator | None, max_sizes: int
+    ) -> tuple[th.Tensor, th.Tensor]:
         """Blocks of one size, as booleans for each token."""
         for _ in range(max_sizes):
             target_size, context_size = self._draw_sizes(generator)

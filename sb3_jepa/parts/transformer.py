@@ -236,7 +236,7 @@ class TransformerEncoder(nn.Module):
 
     @property
     def token_shape(self) -> tuple[int, ...]:
-        """How the tokens of an observation are laid out, such as ``(frames, rows, columns)``."""
+        """See :attr:`TokenEncoder.token_shape`."""
         return token_shape(self.tokenizer)
 
     @property
@@ -282,28 +282,15 @@ class TransformerEncoder(nn.Module):
         return tokens.flatten(1) if self.readout is None else self.readout(tokens)
 
     def occupied(self, observations: Any) -> None:
-        """
-        :param observations: What the tokenizer takes
-        :return: None: all tokens hold something, see :class:`~sb3_jepa.parts.TokenEncoder`
-        """
+        """None: all tokens hold something, see :meth:`TokenEncoder.occupied`."""
 
     def encode_tokens(self, observations: Any, places: th.Tensor | None = None) -> th.Tensor:
-        """
-        :param observations: What the tokenizer takes
-        :param places: The tokens that are visible, as of :class:`~sb3_jepa.parts.TokenEncoder`
-        :return: Outputs of the class tokens, then of the visible ones, ``(batch, class_tokens + n_visible, embed_dim)``
-        """
+        """See :meth:`TokenEncoder.encode_tokens`."""
         (tokens,) = self.encode_views(observations, [places])
         return tokens
 
     def encode_views(self, observations: Any, visible: Sequence[th.Tensor | None]) -> list[th.Tensor]:
-        """
-        Several views of the same observations, whose tokens are made once.
-
-        :param observations: What the tokenizer takes
-        :param visible: The ``places`` of :meth:`encode_tokens` for each view
-        :return: What :meth:`encode_tokens` returns, for each view
-        """
+        """See :meth:`TokenEncoder.encode_views`; the tokens are made once."""
         tokens = self.tokenizer(observations)
         return [self._in_parts(self._embed_tokens, *self._view(tokens, places)) for places in visible]
 
@@ -317,12 +304,7 @@ class TransformerEncoder(nn.Module):
         return tokens, hidden & ~hidden.all(dim=1, keepdim=True)
 
     def token_inputs(self, observations: Any) -> th.Tensor:
-        """
-        What the tokens are made of: standardised pixels or numbers, or a one-hot category.
-
-        :param observations: What the tokenizer takes
-        :return: ``(batch, tokens, inputs)``; tokens of fewer inputs, see ``n_inputs``, are filled up with zeros
-        """
+        """See :meth:`TokenEncoder.token_inputs`: standardised pixels or numbers, or a one-hot category."""
         return token_inputs(self.tokenizer, observations)
 
     def _complete(self, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:

