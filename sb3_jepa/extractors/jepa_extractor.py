@@ -22,12 +22,7 @@ from sb3_jepa.extractors.tokenization import (
     make_tokenizer,
     resolve,
 )
-from sb3_jepa.parts import (
-    InputStandardization,
-    StandardizedPatchTokenizer,
-    TransformerEncoder,
-    measuring,
-)
+from sb3_jepa.parts import InputStandardization, StandardizedPatchTokenizer, TransformerEncoder, measuring
 from sb3_jepa.parts.tokenizers import follow
 
 

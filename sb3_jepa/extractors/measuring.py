@@ -32,9 +32,7 @@ def n_inputs_to_measure(policy: BasePolicy) -> int:
 
 @th.no_grad()
 def measure_inputs(
-    policy: BasePolicy,
-    observations: np.ndarray | dict[str, np.ndarray],
-    objectives: Mapping[str, Objective],
+    policy: BasePolicy, observations: np.ndarray | dict[str, np.ndarray], objectives: Mapping[str, Objective]
 ) -> None:
     """
     Merge observations into the statistics that standardise the input, for all that encode alike: target networks and

@@ -118,10 +118,7 @@ def executed_actions(step_locals: dict[str, Any]) -> np.ndarray:
 
 
 def play_episodes(
-    model: BaseAlgorithm,
-    env: VecEnv,
-    n_steps: int,
-    read: Callable[[VecEnv], np.ndarray] | None = None,
+    model: BaseAlgorithm, env: VecEnv, n_steps: int, read: Callable[[VecEnv], np.ndarray] | None = None
 ) -> list[Episode]:
     """
     Record episodes in which a model acts.

@@ -92,9 +92,9 @@ class Watch(VecEnvWrapper):
 @pytest.mark.parametrize("observation", ["image", "channels-last image", "Dict", "Discrete"])
 def test_the_surprise_of_every_step(training, observation):
     env = Watch(VecSurprise(make_env(observation)))
-    model, callback = make_model(training, env)
+    env.model, callback = make_model(training, env)
+    model = env.model
     assert isinstance(model.get_env(), VecTransposeImage) == (observation == "channels-last image")
-    env.model = model
     model.learn(80, callback=callback)
     surprises, rewards, extrinsic_rewards, dones = env.columns()
     # Once the inputs are measured: after the first rollout, and with SAC when it begins to learn. `Discrete` has none
@@ -184,45 +184,44 @@ def test_without_a_model_nothing_is_added():
     assert env.return_rms.count < 1
 
 
+def normalized(env):
+    return VecNormalize(env, norm_obs_keys=["speed"] if isinstance(env.observation_space, spaces.Dict) else None)
+
+
 @pytest.mark.parametrize("observation", ["vector", "Dict"])
-def test_it_must_see_what_the_policy_sees(training, observation):
-    keys = ["speed"] if observation == "Dict" else None
-    model, callback = make_model(training, VecNormalize(VecSurprise(make_env(observation)), norm_obs_keys=keys))
+def test_observations_are_normalised_inside(training, observation):
+    model, callback = make_model(training, normalized(VecSurprise(make_env(observation))))
     with pytest.raises(ValueError, match=r"norm_obs=True.*VecSurprise\(VecNormalize\(env\)\)"):
         model.learn(40, callback=callback)
     assert model.num_timesteps == 0
-    # The other way round it does, and so it does if only rewards are normalised
-    env = Watch(VecSurprise(VecNormalize(make_env(observation), norm_obs_keys=keys)))
-    env = VecNormalize(env, norm_obs=False)
-    model, callback = make_model(training, env)
-    env.venv.model = model
-    model.learn(40, callback=callback)
+    # The other way round it sees what the policy sees, and so it does if only rewards are normalised
+    env = Watch(VecSurprise(normalized(make_env(observation))))
+    env.model, callback = make_model(training, VecNormalize(env, norm_obs=False))
+    env.model.learn(40, callback=callback)
     assert env.columns()[0][-1].min() > 0
 
 
-def test_wrappers_that_change_observations_belong_inside():
-    env = make_vec_env(lambda: FakeEnv(OBSERVATIONS["image"]), n_envs=2)
-    model, _ = make_model("joint", VecFrameStack(VecSurprise(env), 2))
+def test_frames_are_stacked_inside():
+    model, _ = make_model("joint", VecFrameStack(VecSurprise(make_env("image", "Discrete")), 2))
     with pytest.raises(ValueError, match="VecFrameStack, belong inside"):
         model.learn(16)
-    watch = Watch(VecSurprise(VecFrameStack(env, 2)))
-    watch.model, _ = make_model("joint", watch)
-    watch.model.learn(40)
-    assert watch.columns()[0][-1].min() > 0
+    env = Watch(VecSurprise(VecFrameStack(make_env("image", "Discrete"), 2)))
+    env.model, _ = make_model("joint", env)
+    env.model.learn(40)
+    assert env.columns()[0][-1].min() > 0
 
 
-def test_normalised_rewards_of_off_policy_algorithms():
+def test_rewards_of_off_policy_algorithms_are_normalised_outside():
     model, callback = make_model("SAC", VecSurprise(VecNormalize(make_env()), reward_coef=0.1))
     with pytest.raises(ValueError, match=r"SAC stores.*VecNormalize\(VecSurprise\(env\), norm_obs=False\)"):
         model.learn(40, callback=callback)
-    env = VecNormalize(Watch(VecSurprise(make_env(), reward_coef=0.1)), norm_obs=False)
-    model, callback = make_model("SAC", env)
-    env.venv.model = model
-    model.learn(60, callback=callback)
+    env = Watch(VecSurprise(make_env(), reward_coef=0.1))
+    env.model, callback = make_model("SAC", VecNormalize(env, norm_obs=False))
+    env.model.learn(60, callback=callback)
     _, rewards, extrinsic_rewards, _ = env.columns()
     assert (rewards != extrinsic_rewards).any()
-    # The replay buffer normalises when it is asked
-    assert model.replay_buffer.rewards[: len(rewards)] == pytest.approx(rewards, rel=1e-6)
+    # The replay buffer normalises when it is sampled
+    assert env.model.replay_buffer.rewards[: len(rewards)] == pytest.approx(rewards, rel=1e-6)
 
 
 def test_a_training_goes_on_with_the_same_wrapper(training, tmp_path):

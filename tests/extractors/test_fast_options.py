@@ -10,7 +10,6 @@ import sb3_contrib
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
@@ -108,7 +107,10 @@ def test_joint_training(option, tmp_path):
     assert n_tokens(encoder, observations) == n_tokens(target, observations)
     assert (n_tokens(encoder, observations) < 24) == (option != "autocast")
     assert is_compiled(encoder) == is_compiled(target) == (option == "all")
+    # No more than the transformer is rounded
     assert encoder(observations).dtype == target(observations).dtype == th.float32
+    assert model.policy.predict_values(observations).dtype == th.float32
+    assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
 
     model.save(tmp_path / "model")
     model.policy.save(tmp_path / "policy")
@@ -345,16 +347,6 @@ def test_autocast_is_close_and_its_gradients_too(frames_as):
         assert embedding.dtype == gradients[-1].dtype == th.float32
     for one, other in (embeddings, gradients):
         assert 0 < (one - other).norm() < 0.03 * one.norm()
-
-
-def test_the_embedding_is_rounded_no_more_than_that():
-    class Dtypes(BaseCallback):
-        def _on_step(self) -> bool:
-            return self.locals["values"].dtype == th.float32
-
-    model = make_model(autocast=True).learn(64, callback=Dtypes())
-    assert model.num_timesteps >= 64
-    assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
 
 
 @pytest.mark.parametrize(
