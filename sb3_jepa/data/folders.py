@@ -94,7 +94,10 @@ class RecordingWriter:
         types |= {name: ((), np.dtype(dtype)) for name, dtype in OPTIONAL_TYPES.items() if name in optional}
         if self.folder is not None and self.n_saved == 0:
             self._make_room(types)
-        self._arrays = {name: self._open(name, *shape_and_type) for name, shape_and_type in types.items()}
+        opened = {name: self._open(name, *shape_and_type) for name, shape_and_type in types.items()}
+        self._mapped = [array for array in opened.values() if isinstance(array, np.memmap)]
+        # Write to views: those of a memmap are slow to index
+        self._arrays = {name: np.asarray(array) for name, array in opened.items()}
 
     def _find_rows(self) -> int:
         """How many rows the folder holds."""
@@ -156,13 +159,13 @@ class RecordingWriter:
         :return: The number of the first of these rows
         :raises NotRepeatedError: If they are not those that were saved before
         """
-        keyed = {array_name(key): array for key, array in by_key(arrays["observations"]).items()}
         start = self.n_written
         self.n_written = min(start + len(arrays["episodes"]), self.n_rows)
-        first_new = min(max(start, self.n_saved), self.n_written)
-        for name in self._arrays.keys() - keyed.keys() - arrays.keys():
-            self._arrays[name][first_new : self.n_written] = 0
-        self.amend(start, {**arrays, **keyed})
+        known = {**arrays, **{array_name(key): array for key, array in by_key(arrays["observations"]).items()}}
+        for name, own in self._arrays.items():
+            if name not in known:
+                own[max(start, self.n_saved) : self.n_written] = 0
+        self.amend(start, known)
         return start
 
     def amend(self, start: int, arrays: Mapping[str, Any]) -> None:
@@ -173,18 +176,18 @@ class RecordingWriter:
         :param arrays: By name, ``(rows, ...)``
         :raises NotRepeatedError: If they are not those that were saved before
         """
-        writes = []
-        for name in arrays.keys() & self._arrays.keys():
-            own, array = self._arrays[name], arrays[name]
-            end = min(start + len(array), self.n_written)
-            first_new = min(max(start, self.n_saved), end)
-            # Compare bytes: NaN is equal to NaN then
-            old = np.asarray(array[: first_new - start], own.dtype)
-            if len(old) > 0 and old.tobytes() != own[start:first_new].tobytes():
-                raise NotRepeatedError(f"`folder` holds other recordings, {self.folder}: {name} is not the same there")
-            writes.append((own[first_new:end], array[first_new - start : end - start]))
-        for rows, new in writes:
-            rows[...] = new
+        n_old = max(0, self.n_saved - start)
+        if n_old > 0:
+            for name in arrays.keys() & self._arrays.keys():
+                own = self._arrays[name][start : self.n_written][:n_old]
+                old = np.asarray(arrays[name][: len(own)], own.dtype)
+                # Compare bytes: NaN is equal to NaN then
+                if old.tobytes() != own[: len(old)].tobytes():
+                    raise NotRepeatedError(f"`folder` holds other recordings, {self.folder}: other {name} lie there")
+        for name, array in arrays.items():
+            if name in self._arrays:
+                own = self._arrays[name][start : self.n_written][n_old : len(array)]
+                own[...] = array[n_old : n_old + len(own)]
 
     def skip_saved(self) -> None:
         """Continue after the rows that were saved before."""
@@ -194,8 +197,7 @@ class RecordingWriter:
         """Make the rows that were written part of the folder's recordings."""
         if self.folder is None or self.n_written <= self.n_saved:
             return
-        for array in self._arrays.values():
-            assert isinstance(array, np.memmap)
+        for array in self._mapped:
             array.flush()
         self._write_info()
         self.n_saved = self.n_written

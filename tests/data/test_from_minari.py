@@ -72,7 +72,7 @@ def test_data_sets_of_minari(is_dict, tmp_path, monkeypatch):
     assert files_of(info.parent) == whole
     info.write_text(info.read_text().replace('"n_saved": 11', '"n_saved": 4'))
     np.load(info.parent / "rewards.npy", mmap_mode="r+")[1] = 3
-    with pytest.raises(ValueError, match=r"`folder` holds other recordings.*rewards is not the same there"):
+    with pytest.raises(ValueError, match=r"`folder` holds other recordings.*other rewards lie there"):
         read_minari("ours/test-v0", folder=info.parent)
 
 
