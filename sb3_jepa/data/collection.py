@@ -115,9 +115,9 @@ def _record(env: VecEnv, model: Any, writer: RecordingWriter, seed: int, bar: An
             _collect(env, model, writer, bar)
     except NotRepeatedError:
         warnings.warn(
-            f"The recording in {writer.folder} was interrupted after {writer.n_saved} rows, and what was recorded then "
-            "does not come out once more: the environments or the policy draw random numbers that `seed` does not "
-            "decide, or have changed. It goes on with new episodes",
+            f"The recording in {writer.folder} was interrupted after {writer.n_saved} rows, and repeating it gives "
+            "others: the environments or the policy draw random numbers that `seed` does not decide, or have changed. "
+            "It goes on with new episodes",
             UserWarning,
             stacklevel=3,
         )

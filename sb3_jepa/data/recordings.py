@@ -1,6 +1,7 @@
 """Observations of episodes, and what was done at them where that is known."""
 
 import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ class Recordings:
 
     :param observation_space: As a Stable-Baselines3 policy sees it: images have their channels first
     :param observations: ``(rows, *observation shape)``, or a dictionary of such: arrays, also memory-mapped ones, or
-        :class:`~sb3_jepa.frames.FrameStacks`
+        :class:`~sb3_jepa.buffers.frames.FrameStacks`
     :param episodes: The number of each row's episode, ``(rows,)``. The rows of one may lie between those of others.
     :param action_space: A ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``; None if ``actions`` is
     :param actions: What was done at each row's observation, as the environment executed it, ``(rows, *action shape)``;
@@ -120,21 +121,34 @@ class Recordings:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def take(self, rows: np.ndarray) -> Any:
+    def take(self, rows: np.ndarray, keys: Sequence[str] | None = None) -> Any:
         """
         :param rows: Numbers of rows
-        :return: A copy of their observations, ``(len(rows), *observation shape)``, or a dictionary of such
+        :param keys: Which observations of a ``Dict`` to take; all by default
+        :return: A copy of their observations, ``(*rows, *observation shape)``, or a dictionary of such
+        :raises ValueError: If the observations have no such keys
         """
         rows = np.asarray(rows)
-        keyed = spaces_by_key(self.observation_space)
+        keyed, arrays = spaces_by_key(self.observation_space), by_key(self.observations)
+        keys = checks.optional(checks.texts, "keys", keys)
+        if keys is not None and not (isinstance(self.observation_space, spaces.Dict) and set(keys) <= arrays.keys()):
+            checks.refuse("keys", f"None or some of the keys of {self.observation_space}", keys)
         return as_observations(
             {
                 key: np.ascontiguousarray(array[rows], dtype=keyed[key].dtype)
-                for key, array in by_key(self.observations).items()
+                for key, array in arrays.items()
+                if keys is None or key in keys
             }
         )
 
-    def windows(self, rows: np.ndarray, n_steps: int, n_before: int = 0, with_actions: bool = True) -> Windows:
+    def windows(
+        self,
+        rows: np.ndarray,
+        n_steps: int,
+        n_before: int = 0,
+        with_actions: bool = True,
+        keys: Sequence[str] | None = None,
+    ) -> Windows:
         """
         Consecutive steps of the same episode. A chunk of the future begins at its row, ``windows(rows, n_steps)``; a
         history ends there, ``windows(rows, n_steps, n_before=n_steps - 1)``; and a transition is a window of two steps.
@@ -143,6 +157,7 @@ class Recordings:
         :param n_steps: Steps of each window
         :param n_before: How many of them lie before the row
         :param with_actions: Whether actions are needed; if not, ``actions`` is None
+        :param keys: Which observations of a ``Dict`` to take, such as states without images; all by default
         :return: Copies of what is known of these steps
         :raises ValueError: If there are no such rows, no episode has so many steps, or actions are needed and not known
         """
@@ -175,7 +190,7 @@ class Recordings:
             for array in (self.has_action, self.rewards, self.terminated)
         )
         return Windows(
-            self.take(taken),
+            self.take(taken, keys),
             valid.astype(np.float32),
             None if has_action is None else has_action * valid,
             actions,

@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 
 class InterruptedPolicy:
-    """Random actions, until there is no more electricity."""
+    """Random actions, and an interruption after so many steps."""
 
     def __init__(self, n_steps: int):
         self.n_steps, self.random = n_steps, np.random.default_rng(0)

@@ -13,16 +13,16 @@ from tests.data.test_collection import Interrupted, files_of, record_interrupted
 
 
 class InterruptedRecordings(Recordings):
-    """Rows are taken from them until there is no more electricity."""
+    """They can be saved twice, fifty rows at a time, and are interrupted then."""
 
     n_left = 2
 
-    def take(self, rows):
+    def take(self, rows, keys=None):
         if len(rows) == 50:
             self.n_left -= 1
             if self.n_left < 0:
                 raise Interrupted
-        return super().take(rows)
+        return super().take(rows, keys)
 
 
 def make_recordings(cls=Recordings, seed: int = 0) -> Recordings:

@@ -11,6 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_jepa import PPO, FrameDictReplayBuffer, FrameReplayBuffer, RecurrentPPO
 from sb3_jepa.buffers.frames import FrameStacks
+from sb3_jepa.common.next_observations import true_next_observations
 from sb3_jepa.data import Recordings, read_buffer
 from tests.conftest import SMALL_POLICY, SMALL_PPO, CountingImageEnv, FakeEnv, make_counting_env
 
@@ -49,9 +50,7 @@ def fill(buffer: ReplayBuffer, env, n_steps: int) -> None:
     observations = env.reset()
     for _ in range(n_steps):
         new_observations, rewards, dones, infos = env.step(np.zeros(env.num_envs, dtype=np.int64))
-        next_observations = new_observations.copy()
-        for index in np.flatnonzero(dones):
-            next_observations[index] = infos[index]["terminal_observation"]
+        next_observations, _ = true_next_observations(new_observations, dones, infos)
         buffer.add(observations, next_observations, np.zeros(env.num_envs), rewards, dones, infos)
         observations = new_observations
 
@@ -84,10 +83,13 @@ def test_frames_of_a_replay_buffer_are_not_copied():
         recordings = read_buffer(buffer)
         n_rows = 2 * buffer.size()
         assert isinstance(recordings.observations, FrameStacks)
-        assert recordings.observations._frames[0, 0] is buffer.observations._frames[0, 0, 0]
         expected = np.asarray(buffer.observations)[: buffer.size()].reshape(n_rows, 3, 32, 32)
         assert np.array_equal(recordings.take(np.arange(n_rows)), expected)
     check_counts(recordings, 40)
+    # What the buffer overwrites is overwritten in the recordings
+    buffer.observations[3] = 0
+    assert not recordings.take([6, 7]).any()
+    assert recordings.take([8, 9]).any()
 
 
 @pytest.mark.parametrize("buffer_class", [None, FrameDictReplayBuffer])
