@@ -52,7 +52,7 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Space:
     arguments = dict(description)
     name = arguments.pop("type")
     if name == "Dict":
-        # Of a dictionary it would sort the keys
+        # Pass pairs: a Dict space sorts the keys of a dictionary
         return spaces.Dict([(key, space_from_json(one)) for key, one in arguments["spaces"].items()])
     if name == "Box":
         shape, dtype = tuple(arguments["shape"]), np.dtype(arguments["dtype"])
@@ -71,5 +71,5 @@ def spaces_by_key(observation_space: spaces.Space) -> Mapping[str, spaces.Space]
     :param observation_space: Observation space
     :return: The spaces of a ``Dict`` by their keys, and any other under one key
     """
-    # A Dict space is a mapping too, but what is `in` it are observations
+    # A Dict space is a mapping itself, but `in` asks it for observations and not for keys
     return observation_space.spaces if isinstance(observation_space, spaces.Dict) else {NO_KEY: observation_space}

@@ -1,4 +1,9 @@
-"""Recordings of episodes: collected, kept in folders, and read from what is there already."""
+"""
+Recordings of episodes: what encoders are pretrained on, outside of an algorithm's own training.
+
+A source is whatever :func:`read` makes recordings of: an environment (``collection``), a buffer (``from_buffers``), a
+file or folder (``from_files``, ``folders``), or a data set of Minari (``from_minari``).
+"""
 
 from sb3_jepa.data.collection import record_env
 from sb3_jepa.data.folders import save_recordings

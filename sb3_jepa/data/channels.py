@@ -13,7 +13,7 @@ from sb3_jepa.common.spaces import spaces_by_key
 def channels_first(space: spaces.Space) -> spaces.Space:
     """As a policy sees it."""
     if isinstance(space, spaces.Dict):
-        # Of a dictionary it would sort the keys
+        # Pass pairs: a Dict space sorts the keys of a dictionary
         return spaces.Dict([(key, channels_first(one)) for key, one in space.items()])
     if isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
         return VecTransposeImage.transpose_space(space)

@@ -15,23 +15,19 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_jepa.common import checks
+from sb3_jepa.common.digests import digest
 from sb3_jepa.common.files import reading, replace_when_complete
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.settings import differing_settings, readable
 from sb3_jepa.common.spaces import space_from_json, space_to_json, spaces_by_key
-from sb3_jepa.data.recordings import OPTIONAL_ARRAYS, Recordings
+from sb3_jepa.data.recordings import Recordings
 
-# What the arrays beside it hold, and how many rows of them
+# Describes the arrays beside it, and says how many of their rows are complete
 INFO_FILE = "recording.json"
-OPTIONAL_TYPES: dict[str, tuple[tuple[int, ...], np.dtype]] = {
-    "rewards": ((), np.dtype(np.float32)),
-    "terminated": ((), np.dtype(bool)),
-    "has_action": ((), np.dtype(bool)),
-    "times": ((), np.dtype(np.int64)),
-}
-# What the file lacks in folders of earlier versions
-OF_ACTIONS = ("action_space", "arrays")
-# After so many rows it is written again. What was recorded since is lost if the process is killed.
+# What recordings may have beside their observations, episodes and actions: one number for each row
+OPTIONAL_TYPES = dict(rewards=np.float32, terminated=bool, has_action=bool, times=np.int64)
+OPTIONAL_ARRAYS = ("actions", *OPTIONAL_TYPES)
+# After so many rows the file is written again. If the process is killed, what was recorded since is lost.
 SAVE_FREQ = 1000
 
 
@@ -44,7 +40,7 @@ def array_name(key: str) -> str:
 
 
 def _file_name(name: str) -> str:
-    # Keys such as "robot/joints" name no folder
+    # Quote keys such as "robot/joints": the slash would name a folder
     return f"{quote(name, safe=' ')}.npy"
 
 
@@ -54,17 +50,17 @@ class NotRepeatedError(ValueError):
 
 class RecordingWriter:
     """
-    Writes recordings row by row, to memory or to a folder. What an interrupted one has saved in a folder is kept: rows
-    are compared with it from the first on, and written from there on. Folders of earlier versions have no actions, and
-    what is written of these is left out then.
+    Writes recordings row by row, to memory or to a folder. What an interrupted call has saved in a folder is kept: the
+    next call begins with the first row again, compares the rows that are saved and writes those that are not. A folder
+    that an earlier version began has no actions, and gets none.
 
     :param observation_space: As a Stable-Baselines3 policy sees it
-    :param n_rows: How many rows to write, for which there will be room from the first on
+    :param n_rows: How many rows to write; their room is reserved at once
     :param folder: Where to write; None for memory
     :param settings: What distinguishes these recordings from others
     :param action_space: None if no actions are written
-    :param optional_arrays: Which of ``OPTIONAL_ARRAYS`` are written
-    :raises ValueError: If the folder holds others, or there is no room for so many rows
+    :param optional_arrays: Names of the arrays to write beside observations and episodes
+    :raises ValueError: If the folder holds other recordings, or the disk has too little room
     """
 
     def __init__(
@@ -78,13 +74,13 @@ class RecordingWriter:
     ):
         self.observation_space, self.n_rows = observation_space, n_rows
         self.folder = None if folder is None else pathlib.Path(folder)
-        described = {"n_rows": n_rows, "observation_space": space_to_json(observation_space)}
-        of_actions = {
+        described = {
+            "n_rows": n_rows,
+            "observation_space": space_to_json(observation_space),
             "action_space": None if action_space is None else space_to_json(action_space),
             "arrays": [name for name in optional_arrays if name != "actions" or action_space is not None],
         }
-        self._settings = readable({**(settings or {}), **described, **of_actions})
-        # Of an interrupted recording all is gone through once more, for it to go on where it was
+        self._settings = readable({**(settings or {}), **described})
         self.n_saved = self._find_rows()
         self.n_written = self.n_saved if self.n_saved == n_rows else 0
         self.action_space = action_space if self._settings.get("action_space") else None
@@ -92,13 +88,16 @@ class RecordingWriter:
             array_name(key): (space.shape or (), np.dtype(space.dtype))
             for key, space in spaces_by_key(observation_space).items()
         }
-        optional = dict(OPTIONAL_TYPES)
         if self.action_space is not None:
-            optional["actions"] = (self.action_space.shape or (), np.dtype(self.action_space.dtype))
-        types |= {name: optional[name] for name in self._settings.get("arrays", ())}
+            types["actions"] = (self.action_space.shape or (), np.dtype(self.action_space.dtype))
+        optional = self._settings.get("arrays", ())
+        types |= {name: ((), np.dtype(dtype)) for name, dtype in OPTIONAL_TYPES.items() if name in optional}
         if self.folder is not None and self.n_saved == 0:
             self._make_room(types)
-        self._arrays = {name: self._open(name, *shape_and_type) for name, shape_and_type in types.items()}
+        opened = {name: self._open(name, *shape_and_type) for name, shape_and_type in types.items()}
+        self._mapped = [array for array in opened.values() if isinstance(array, np.memmap)]
+        # Write to views: those of a memmap are slow to index
+        self._arrays = {name: np.asarray(array) for name, array in opened.items()}
 
     def _find_rows(self) -> int:
         """How many rows the folder holds."""
@@ -113,8 +112,9 @@ class RecordingWriter:
             info = json.loads(path.read_text())
             n_saved = int(info.pop("n_saved"))
         if "arrays" not in info:
-            # Of an earlier version
-            self._settings = {name: one for name, one in self._settings.items() if name not in OF_ACTIONS}
+            # An earlier version wrote it, without actions
+            for name in ("action_space", "arrays"):
+                del self._settings[name]
         differing = differing_settings(info, self._settings)
         if differing:
             texts = [f"{name} is {theirs!r} there and {own!r} here" for name, (theirs, own) in differing.items()]
@@ -126,10 +126,10 @@ class RecordingWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         n_bytes = self.n_rows * sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in types.values())
         free = shutil.disk_usage(self.folder).free
-        # Later, the process would be killed for it without a word
+        # Check it now: a process that writes to a mapped array on a full disk is killed without a message
         if n_bytes > free:
             raise ValueError(f"{self.n_rows} observations take {n_bytes:,} bytes, and {self.folder} has {free:,} left")
-        # Before the arrays, so that they are known for what they are
+        # Write it before the arrays: a folder of arrays alone would be refused next time
         self._write_info()
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -159,13 +159,13 @@ class RecordingWriter:
         :return: The number of the first of these rows
         :raises NotRepeatedError: If they are not those that were saved before
         """
-        keyed = {array_name(key): array for key, array in by_key(arrays["observations"]).items()}
         start = self.n_written
         self.n_written = min(start + len(arrays["episodes"]), self.n_rows)
-        first_new = min(max(start, self.n_saved), self.n_written)
-        for name in self._arrays.keys() - keyed.keys() - arrays.keys():
-            self._arrays[name][first_new : self.n_written] = 0
-        self.amend(start, {**arrays, **keyed})
+        known = {**arrays, **{array_name(key): array for key, array in by_key(arrays["observations"]).items()}}
+        for name, own in self._arrays.items():
+            if name not in known:
+                own[max(start, self.n_saved) : self.n_written] = 0
+        self.amend(start, known)
         return start
 
     def amend(self, start: int, arrays: Mapping[str, Any]) -> None:
@@ -176,29 +176,28 @@ class RecordingWriter:
         :param arrays: By name, ``(rows, ...)``
         :raises NotRepeatedError: If they are not those that were saved before
         """
-        writes = []
-        for name in arrays.keys() & self._arrays.keys():
-            own, array = self._arrays[name], arrays[name]
-            end = min(start + len(array), self.n_written)
-            first_new = min(max(start, self.n_saved), end)
-            # NaN is the same as NaN
-            old = np.asarray(array[: first_new - start], own.dtype)
-            if len(old) > 0 and old.tobytes() != own[start:first_new].tobytes():
-                raise NotRepeatedError(f"`folder` holds other recordings, {self.folder}: {name} is not the same there")
-            writes.append((own[first_new:end], array[first_new - start : end - start]))
-        for rows, new in writes:
-            rows[...] = new
+        n_old = max(0, self.n_saved - start)
+        if n_old > 0:
+            for name in arrays.keys() & self._arrays.keys():
+                own = self._arrays[name][start : self.n_written][:n_old]
+                old = np.asarray(arrays[name][: len(own)], own.dtype)
+                # Compare bytes: NaN is equal to NaN then
+                if old.tobytes() != own[: len(old)].tobytes():
+                    raise NotRepeatedError(f"`folder` holds other recordings, {self.folder}: other {name} lie there")
+        for name, array in arrays.items():
+            if name in self._arrays:
+                own = self._arrays[name][start : self.n_written][n_old : len(array)]
+                own[...] = array[n_old : n_old + len(own)]
 
     def skip_saved(self) -> None:
-        """Go on behind what was saved before."""
+        """Continue after the rows that were saved before."""
         self.n_written = self.n_saved
 
     def save(self) -> None:
-        """Make what was written known to those who read the folder."""
+        """Make the rows that were written part of the folder's recordings."""
         if self.folder is None or self.n_written <= self.n_saved:
             return
-        for array in self._arrays.values():
-            assert isinstance(array, np.memmap)
+        for array in self._mapped:
             array.flush()
         self._write_info()
         self.n_saved = self.n_written
@@ -251,7 +250,7 @@ def save_recordings(recordings: Recordings, folder: str | pathlib.Path) -> Recor
         recordings.observation_space,
         len(recordings),
         checks.path("folder", folder),
-        dict(recordings=recordings.id),
+        dict(recordings=recordings.id, steps=digest(np.ascontiguousarray(one).tobytes() for one in optional.values())),
         recordings.action_space,
         list(optional),
     )
@@ -304,12 +303,12 @@ def map_array(path: pathlib.Path, mode: str = "r", n_rows: int = 0) -> np.ndarra
 def _make_array(path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     try:
         array = np.lib.format.open_memmap(str(path), mode="w+", dtype=dtype, shape=shape)
-        # Without it the process would be killed for writing to the array where the disk has become full
+        # Reserve the room: writing to the array when the disk has become full would kill the process
         if hasattr(os, "posix_fallocate"):
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
-        # Some file systems cannot tell
+        # Some file systems cannot reserve room
         if error.errno == errno.EOPNOTSUPP:
             return array
         text = f"{error.strerror or error}. There is no room for {shape[0]} observations"

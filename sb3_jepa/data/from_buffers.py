@@ -27,8 +27,8 @@ def read_buffer(buffer: ReplayBuffer | RolloutBuffer) -> Recordings:
 
     :param buffer: Replay buffer or rollout buffer, full or not
     :return: The recordings, in the order in which the buffer has its rows. The last observation of an episode is no row
-        of it. An episode of a replay buffer that another call of ``learn()`` broke off counts as one with the next, for
-        no step has ended it.
+        of it. An episode of a replay buffer that another call of ``learn()`` broke off counts as one with the next,
+        also in windows, for no step has ended it.
     :raises ValueError: If it is no such buffer, or empty
     """
     if not isinstance(buffer, (ReplayBuffer, RolloutBuffer)):

@@ -38,12 +38,12 @@ def read(source: Any, **kwargs: Any) -> Recordings:
         return read_buffer(source, **kwargs)
     if isinstance(source, str) and source.startswith(MINARI_PREFIX):
         return read_minari(source.removeprefix(MINARI_PREFIX), **kwargs)
-    # The empty path would be the current folder
+    # Skip the empty path: it would be the current folder
     if isinstance(source, (str, os.PathLike)) and os.fspath(source) and pathlib.Path(source).exists():
         return read_file(source, **kwargs)
     if is_env(source):
         return record_env(source, **kwargs)
-    # There is no such data set before Minari was imported
+    # Minari is not imported here: without it there is no such data set
     if "minari" in sys.modules and isinstance(source, sys.modules["minari"].MinariDataset):
         return read_minari(source, **kwargs)
     raise ValueError(
@@ -56,13 +56,13 @@ def read_into(
     folder: pathlib.Path, source: Any, seed: int, progress_bar: bool, source_kwargs: dict[str, Any]
 ) -> Recordings:
     """
-    Recordings of a source; those of an environment are kept beside the encoder that learns from them.
+    Recordings of a source; those of an environment are kept in the folder ``recordings`` beside the encoder.
 
     :param folder: Of the pretraining
     :param source: As of :func:`~sb3_jepa.pretrain.read`
     :param seed: Seed of an environment
     :param progress_bar: Display a progress bar while an environment is recorded
-    :param source_kwargs: Keyword arguments of :func:`~sb3_jepa.pretrain.read`, which come before all these
+    :param source_kwargs: Keyword arguments of :func:`~sb3_jepa.pretrain.read`, which override these
     :return: The recordings
     :raises ValueError: If it is no such source, or does not take such arguments
     """

@@ -1,6 +1,7 @@
 """Observations of episodes, and what was done at them where that is known."""
 
 import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,10 +13,8 @@ from sb3_jepa.common.digests import digest
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.spaces import ARRAY_SPACES, spaces_by_key
 
-# So many observations, spread evenly, tell recordings from others
+# The ID of recordings is computed from so many observations, spread evenly
 ROWS_OF_ID = 256
-# Arrays that recordings may have beside their observations and episodes
-OPTIONAL_ARRAYS = ("actions", "rewards", "terminated", "has_action", "times")
 
 
 class Windows(NamedTuple):
@@ -61,7 +60,7 @@ class Recordings:
 
     :param observation_space: As a Stable-Baselines3 policy sees it: images have their channels first
     :param observations: ``(rows, *observation shape)``, or a dictionary of such: arrays, also memory-mapped ones, or
-        :class:`~sb3_jepa.frames.FrameStacks`
+        :class:`~sb3_jepa.buffers.frames.FrameStacks`
     :param episodes: The number of each row's episode, ``(rows,)``. The rows of one may lie between those of others.
     :param action_space: A ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``; None if ``actions`` is
     :param actions: What was done at each row's observation, as the environment executed it, ``(rows, *action shape)``;
@@ -70,7 +69,7 @@ class Recordings:
     :param terminated: Whether each row's action ended the episode, and not a time limit, ``(rows,)``; None if not known
     :param has_action: Whether an action was taken at a row, ``(rows,)``. At the last observation of an episode there
         was none, and the other arrays have no meaning there. By default, one was taken at every row.
-    :param times: What orders the rows of an episode, ``(rows,)``; by default their own order
+    :param times: Whole numbers that order the rows of an episode, ``(rows,)``. By default they are in order already.
     :raises ValueError: If the observations or actions are none of their space, or the arrays do not have the same
         number of rows
     """
@@ -111,9 +110,9 @@ class Recordings:
             raise ValueError(f"`{missing}` must be given with `{given}`, got None")
         if action_space is not None:
             _check_array("actions", actions, action_space, len(episodes), "action_space")
-        of_rows = dict(rewards=rewards, terminated=terminated, has_action=has_action, times=times)
-        for name, array in of_rows.items():
-            _check_numbers(name, array, len(episodes))
+        _check_numbers("times", times, len(episodes), "iu")
+        for name, array in dict(rewards=rewards, terminated=terminated, has_action=has_action).items():
+            _check_numbers(name, array, len(episodes), "biuf")
         if has_action is None and any(array is not None for array in (actions, rewards, terminated)):
             has_action = np.ones(len(episodes), dtype=bool)
         self.actions, self.rewards, self.terminated, self.has_action = actions, rewards, terminated, has_action
@@ -122,21 +121,34 @@ class Recordings:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def take(self, rows: np.ndarray) -> Any:
+    def take(self, rows: np.ndarray, keys: Sequence[str] | None = None) -> Any:
         """
         :param rows: Numbers of rows
-        :return: A copy of their observations, ``(len(rows), *observation shape)``, or a dictionary of such
+        :param keys: Which observations of a ``Dict`` to take; all by default
+        :return: A copy of their observations, ``(*rows, *observation shape)``, or a dictionary of such
+        :raises ValueError: If the observations have no such keys
         """
         rows = np.asarray(rows)
-        keyed = spaces_by_key(self.observation_space)
+        keyed, arrays = spaces_by_key(self.observation_space), by_key(self.observations)
+        keys = checks.optional(checks.texts, "keys", keys)
+        if keys is not None and not (isinstance(self.observation_space, spaces.Dict) and set(keys) <= arrays.keys()):
+            checks.refuse("keys", f"None or some of the keys of {self.observation_space}", keys)
         return as_observations(
             {
                 key: np.ascontiguousarray(array[rows], dtype=keyed[key].dtype)
-                for key, array in by_key(self.observations).items()
+                for key, array in arrays.items()
+                if keys is None or key in keys
             }
         )
 
-    def windows(self, rows: np.ndarray, n_steps: int, n_before: int = 0, with_actions: bool = True) -> Windows:
+    def windows(
+        self,
+        rows: np.ndarray,
+        n_steps: int,
+        n_before: int = 0,
+        with_actions: bool = True,
+        keys: Sequence[str] | None = None,
+    ) -> Windows:
         """
         Consecutive steps of the same episode. A chunk of the future begins at its row, ``windows(rows, n_steps)``; a
         history ends there, ``windows(rows, n_steps, n_before=n_steps - 1)``; and a transition is a window of two steps.
@@ -145,6 +157,7 @@ class Recordings:
         :param n_steps: Steps of each window
         :param n_before: How many of them lie before the row
         :param with_actions: Whether actions are needed; if not, ``actions`` is None
+        :param keys: Which observations of a ``Dict`` to take, such as states without images; all by default
         :return: Copies of what is known of these steps
         :raises ValueError: If there are no such rows, no episode has so many steps, or actions are needed and not known
         """
@@ -177,7 +190,7 @@ class Recordings:
             for array in (self.has_action, self.rewards, self.terminated)
         )
         return Windows(
-            self.take(taken),
+            self.take(taken, keys),
             valid.astype(np.float32),
             None if has_action is None else has_action * valid,
             actions,
@@ -215,8 +228,8 @@ class Recordings:
         numbers, n_rows = np.unique(self.episodes, return_counts=True)
         if len(numbers) == 1:
             warnings.warn(
-                "The recordings are a single episode, or do not say where one ends: the last part of them is put aside "
-                "for validation, and begins right after what is learned from",
+                "The recordings are a single episode, or do not say where one ends: their last part is put aside for "
+                "validation, and follows directly on the rows to learn from",
                 UserWarning,
                 stacklevel=2,
             )
@@ -228,13 +241,13 @@ class Recordings:
             if n_chosen + n_rows[index] <= n_wanted:
                 chosen.append(numbers[index])
                 n_chosen += n_rows[index]
-        # All are longer than what was asked for
+        # If every episode is longer than what was asked for, the shortest is taken
         is_validation = np.isin(self.episodes, chosen or [numbers[np.argmin(n_rows)]])
         return np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
 
     @property
     def id(self) -> str:
-        """Eight hexadecimal digits that tell them from others: a digest of the episodes and of some observations."""
+        """A digest of the episodes and of some observations, of eight hexadecimal digits."""
         rows = np.linspace(0, len(self) - 1, min(len(self), ROWS_OF_ID)).astype(np.int64)
         arrays = sorted(by_key(self.take(rows)).items())
         observations = (part for key, array in arrays for part in (key.encode(), array.tobytes()))
@@ -267,9 +280,10 @@ def _check_array(name: str, array: Any, space: spaces.Space, n_rows: int, space_
         raise ValueError(f"{name} must be of type {space.dtype}, as {space} is, got {array.dtype}")
 
 
-def _check_numbers(name: str, array: Any, n_rows: int) -> None:
+def _check_numbers(name: str, array: Any, n_rows: int, kinds: str) -> None:
     if array is not None and not (
-        isinstance(array, np.ndarray) and array.shape == (n_rows,) and array.dtype.kind in "biuf"
+        isinstance(array, np.ndarray) and array.shape == (n_rows,) and array.dtype.kind in kinds
     ):
         given = f"shape {array.shape} and type {array.dtype}" if isinstance(array, np.ndarray) else repr(array)
-        raise ValueError(f"`{name}` must be None or an array of a number for each row, ({n_rows},), got {given}")
+        number = "number" if "f" in kinds else "whole number"
+        raise ValueError(f"`{name}` must be None or an array of a {number} for each row, ({n_rows},), got {given}")

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -12,16 +13,16 @@ from tests.data.test_collection import Interrupted, files_of, record_interrupted
 
 
 class InterruptedRecordings(Recordings):
-    """Rows are taken from them until there is no more electricity."""
+    """They can be saved twice, fifty rows at a time, and are interrupted then."""
 
     n_left = 2
 
-    def take(self, rows):
+    def take(self, rows, keys=None):
         if len(rows) == 50:
             self.n_left -= 1
             if self.n_left < 0:
                 raise Interrupted
-        return super().take(rows)
+        return super().take(rows, keys)
 
 
 def make_recordings(cls=Recordings, seed: int = 0) -> Recordings:
@@ -92,3 +93,24 @@ def test_a_recording_that_an_earlier_version_began_goes_on_as_it_was(tmp_path, m
     old, new = files_of(tmp_path / "old"), files_of(tmp_path / "new")
     assert old.keys() == {"recording.json", "observations.npy", "episodes.npy"}
     assert all(content == new[name] for name, content in old.items() if name != "recording.json")
+
+
+def test_folders_are_read(tmp_path):
+    recorded = record_env("CartPole-v1", 50, tmp_path / "folder", progress_bar=False)
+    recordings = read(tmp_path / "folder")
+    assert isinstance(recordings.observations, np.memmap)
+    assert np.array_equal(recordings.observations, recorded.observations)
+    assert recordings.observation_space == gym.make("CartPole-v1").observation_space
+    with pytest.raises(ValueError, match=r"`observation_space` must be that of"):
+        read(tmp_path / "folder", observation_space=spaces.Discrete(2))
+    with pytest.raises(ValueError, match=r"written by `record_env`.*recording.json does not exist"):
+        read(tmp_path)
+    with pytest.raises(ValueError, match=r"`path` must be an .npy or .npz file"):
+        read(tmp_path / "folder" / "recording.json")
+    info = tmp_path / "folder" / "recording.json"
+    info.write_text(info.read_text().replace('"n_saved": 50', '"n_saved": 20'))
+    with pytest.warns(UserWarning, match="not complete: it holds 20 of 50"):
+        assert len(read(tmp_path / "folder")) == 20
+    info.write_text(info.read_text().replace('"n_saved": 20', '"n_saved": 0'))
+    with pytest.raises(ValueError, match="holds no observations yet"):
+        read(tmp_path / "folder")

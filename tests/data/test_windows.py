@@ -221,6 +221,20 @@ def test_windows_of_observations_alone():
         recordings.windows([1], 3)
 
 
+def test_some_keys_of_the_observations():
+    space = spaces.Dict(state=NUMBERS, image=spaces.Box(0, 255, (3, 4, 4), np.uint8))
+    observations = dict(state=np.arange(4, dtype=np.float32)[:, None], image=np.zeros((4, 3, 4, 4), np.uint8))
+    recordings = Recordings(space, observations, np.zeros(4, int))
+    windows = recordings.windows([0, 2], 3, with_actions=False, keys=["state"])
+    assert windows.observations.keys() == {"state"}
+    assert windows.observations["state"][..., 0].tolist() == [[0, 1, 2], [2, 3, 3]]
+    assert recordings.take([1], ["image"]).keys() == {"image"}
+    with pytest.raises(ValueError, match=r"`keys` must be None or some of the keys of Dict.*got \['images'\]"):
+        recordings.take([0], ["images"])
+    with pytest.raises(ValueError, match="`keys` must be None"):
+        Recordings(NUMBERS, observations["state"], np.zeros(4, int)).take([0], [""])
+
+
 def test_times_order_the_rows_of_an_episode():
     numbers = np.array([3, 4, 0, 1, 2])
     recordings = Recordings(NUMBERS, numbers[:, None].astype(np.float32), np.zeros(5, int), times=numbers)
