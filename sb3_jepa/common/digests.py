@@ -1,4 +1,4 @@
-"""Digests: a few digits that tell one thing from others."""
+"""Digests: a few digits by which encoders and data sets are told apart."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from torch import nn
 
 def digest(chunks: Iterable[bytes]) -> str:
     """
-    :param chunks: What is to be told from others
+    :param chunks: Contents, in parts
     :return: Eight hexadecimal digits
     """
     hashed = hashlib.sha256()
@@ -19,7 +19,7 @@ def digest(chunks: Iterable[bytes]) -> str:
 
 def id_of(module: nn.Module) -> str:
     """
-    :param module: Any
+    :param module: Any network
     :return: A digest of its parameters and buffers
     """
     state = module.state_dict().items()

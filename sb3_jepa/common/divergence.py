@@ -1,11 +1,11 @@
-"""Trainings that have diverged, found out before their parameters are lost."""
+"""Detect a training that has diverged, before its parameters are lost."""
 
 from collections.abc import Iterable
 
 import torch as th
 from torch import nn
 
-# No parameter of a network that still learns is as large
+# A network with larger parameters no longer learns
 LARGE_PARAMETER = 1e3
 CAUSES = (
     "The learning rate is too large, or rewards, observations or returns are huge or not finite: look at these first "
@@ -49,7 +49,7 @@ def describe_divergence(parameters: Iterable[th.Tensor]) -> str | None:
     :param parameters: Of a policy
     :return: What is wrong with them; None if nothing is
     """
-    # An encoder without class tokens has a parameter of no elements
+    # Skip parameters of no elements, such as the class tokens of an encoder that has none
     norms = th._foreach_norm([parameter for parameter in parameters if parameter.numel() > 0], float("inf"))
     largest = th.stack([norm.float() for norm in norms]).max()
     if not largest.isfinite():

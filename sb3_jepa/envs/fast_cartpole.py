@@ -67,8 +67,7 @@ class Axis:
 
 class FastCartPole:
     """
-    CartPole's resized picture. Only the block around cart and pole is drawn and resized, for nothing else in it
-    moves.
+    CartPole's resized picture. Only the block around cart and pole is drawn and resized: nothing else moves.
 
     :param cartpole: Environment for which :func:`renders_cartpole` is true
     :param crop: ``(top, bottom, left, right)``: the rows and columns of the picture to keep
@@ -86,7 +85,7 @@ class FastCartPole:
     ) -> None:
         self.cartpole = cartpole
         top, bottom, left, right = crop
-        # Enlarging looks at the neighbouring pixels, so that it knows no periods
+        # Enlarging interpolates between neighbouring pixels, which do not repeat themselves
         enlarges = frame_size[0] > bottom - top or frame_size[1] > right - left
         self.rows = Axis(top, bottom, frame_size[0], whole=enlarges)
         self.columns = Axis(left, right, frame_size[1], whole=enlarges)
@@ -111,7 +110,7 @@ class FastCartPole:
         rows, frame_rows = self.rows.around(height - max(ys) - MARGIN, height - min(ys) + MARGIN)
         columns, frame_columns = self.columns.around(min(xs) - MARGIN, max(xs) + MARGIN)
 
-        # What earlier states left outside of this block is not looked at
+        # Clear this block only: what earlier states left outside of it is not read
         block_size = (columns.stop - columns.start, rows.stop - rows.start)
         self.surface.fill(WHITE, ((columns.start, height - rows.stop), block_size))
         for polygon, color in ((cart, BLACK), (pole, BROWN)):
@@ -145,5 +144,5 @@ class FastCartPole:
         return cart, pole, (int(x), int(TRACK + axle_offset))
 
     def _picture(self, rows: slice, columns: slice) -> np.ndarray:
-        # A copy: as long as something looks at a surface's own memory, the surface cannot be drawn to
+        # Copy: pygame locks a surface while an array shares its memory
         return np.ascontiguousarray(pygame.surfarray.pixels3d(self.surface).swapaxes(0, 1)[::-1][rows, columns])

@@ -98,24 +98,13 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return self._to_frame(picture[top:bottom, left:right], self.frame_size)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """
-        Begin an episode.
-
-        :param seed: Seed of the environment's random numbers
-        :param options: Of the environment
-        :return: The first frame, repeated, and information
-        """
+        """Begin an episode: its first frame, repeated, and the environment's information."""
         _, info = self.env.reset(seed=seed, options=options)
         self._stack = np.concatenate([self._draw()] * self.n_frames)
         return self._stack, info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict]:
-        """
-        Act.
-
-        :param action: Action
-        :return: The last frames, reward, whether the episode is terminated, whether it is truncated, and information
-        """
+        """Act: the last frames, and what else the environment returns."""
         _, reward, terminated, truncated, info = self.env.step(action)
         frame = self._draw()
         # A new array: those of earlier steps stay as they are

@@ -6,7 +6,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_jepa.common import checks
 
-# The model's attribute that holds what JepaCallback trains its encoders with, for the model's zip to hold it too
+# The model's attribute with what JepaCallback trains its encoders with: it is saved in the model's zip
 LEARNERS = "jepa_learners"
 
 
@@ -31,7 +31,7 @@ def find_encoders(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
 
 def features_extractors(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
     """
-    Those of the policy's networks, target networks among them.
+    The features extractors of a policy's networks, target networks among them.
 
     :param policy: Of any algorithm
     :return: By their paths, and each once

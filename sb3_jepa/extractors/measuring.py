@@ -25,16 +25,14 @@ def n_inputs_to_measure(policy: BasePolicy) -> int:
     :param policy: Of any algorithm
     :return: Number of observations that the input statistics of its encoders still lack
     """
-    # Not those of a frozen teacher, which nobody measures
+    # Leave out a frozen teacher: it was measured where it was trained
     parts = (part for extractor in features_extractors(policy).values() for part in jepa_extractors(extractor))
     return max((part.n_inputs_to_measure for part in parts), default=0)
 
 
 @th.no_grad()
 def measure_inputs(
-    policy: BasePolicy,
-    observations: np.ndarray | dict[str, np.ndarray],
-    objectives: Mapping[str, Objective],
+    policy: BasePolicy, observations: np.ndarray | dict[str, np.ndarray], objectives: Mapping[str, Objective]
 ) -> None:
     """
     Merge observations into the statistics that standardise the input, for all that encode alike: target networks and

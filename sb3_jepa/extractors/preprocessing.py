@@ -34,7 +34,7 @@ def preprocess(observations: Any, space: spaces.Space, normalize_images: bool, e
 def jepa_extractors(module: nn.Module) -> list[JepaExtractor]:
     """
     :param module: Such as a policy, or an extractor that is made of others
-    :return: Those in it, itself among them if it is one
+    :return: The extractors in it, itself among them if it is one
     """
     return [one for one in module.modules() if isinstance(one, JepaExtractor)]
 

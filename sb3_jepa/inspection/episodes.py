@@ -1,4 +1,4 @@
-"""Whole episodes, as they happened, and the frames that were seen in them."""
+"""Episodes of a model, recorded while it acts, and the frames in their observations."""
 
 from collections import deque
 from collections.abc import Callable
@@ -22,13 +22,13 @@ class Episode(NamedTuple):
         ``Dict`` observations a dictionary of such
     :param actions: As the environment executed them, ``(steps, *action shape)``
     :param rewards: ``(steps,)``
-    :param readings: What else was read of the environment before each step, ``(steps, variables)``, or None
+    :param variables: Of the environment, before each step, ``(steps, variables)``; None if none were recorded
     """
 
     observations: Any
     actions: np.ndarray
     rewards: np.ndarray
-    readings: np.ndarray | None = None
+    variables: np.ndarray | None = None
 
 
 class EpisodeRecorder:
@@ -54,10 +54,10 @@ class EpisodeRecorder:
         new_observations: Any,
         dones: np.ndarray,
         infos: list[dict[str, Any]],
-        readings: np.ndarray | None = None,
+        variables: np.ndarray | None = None,
     ) -> None:
         """
-        Note a step of all environments.
+        Record a step of all environments.
 
         :param observations: Before the step
         :param actions: As the environments executed them
@@ -65,16 +65,16 @@ class EpisodeRecorder:
         :param new_observations: After it; where an episode ended, the first of the next one
         :param dones: Whether the step ended an episode
         :param infos: With the key ``"terminal_observation"`` where the step ended an episode
-        :param readings: What else was read of the environments before the step, ``(environments, variables)``
+        :param variables: Of the environments before the step, ``(environments, variables)``
         """
         for env in range(self.n_envs):
-            # Copies, for a view would keep what all the other environments showed
+            # Copy: a view would keep the observations of all environments in memory
             before = {key: np.array(array[env]) for key, array in by_key(observations).items()}
             after = {key: array[env] for key, array in by_key(new_observations).items()}
             if dones[env]:
                 after = dict(by_key(infos[env].get("terminal_observation", as_observations(after))))
-            reading = None if readings is None else readings[env]
-            self._steps[env].append((before, actions[env], float(rewards[env]), reading))
+            of_env = None if variables is None else variables[env]
+            self._steps[env].append((before, actions[env], float(rewards[env]), of_env))
             self._last[env] = after
             if dones[env] or len(self._steps[env]) == self.max_steps:
                 self._ended.append(self._episode(env))
@@ -87,12 +87,15 @@ class EpisodeRecorder:
         return len(self._ended[0].actions) if self._ended else 0
 
     def _episode(self, env: int) -> Episode:
-        befores, actions, rewards, readings = zip(*self._steps[env], strict=True)
+        befores, actions, rewards, variables = zip(*self._steps[env], strict=True)
         rows = [*befores, self._last[env]]
         observations = {key: np.stack([row[key] for row in rows]) for key in befores[0]}
-        is_read = readings[0] is not None
+        has_variables = variables[0] is not None
         return Episode(
-            as_observations(observations), np.stack(actions), np.array(rewards), np.stack(readings) if is_read else None
+            as_observations(observations),
+            np.stack(actions),
+            np.array(rewards),
+            np.stack(variables) if has_variables else None,
         )
 
     def latest(self, with_unfinished: bool = False) -> list[Episode]:
@@ -115,18 +118,15 @@ def executed_actions(step_locals: dict[str, Any]) -> np.ndarray:
 
 
 def play_episodes(
-    model: BaseAlgorithm,
-    env: VecEnv,
-    n_steps: int,
-    read: Callable[[VecEnv], np.ndarray] | None = None,
+    model: BaseAlgorithm, env: VecEnv, n_steps: int, read: Callable[[VecEnv], np.ndarray] | None = None
 ) -> list[Episode]:
     """
-    Let a model act.
+    Record episodes in which a model acts.
 
     :param model: Of any algorithm
     :param env: With the observations that the model takes
     :param n_steps: How many steps at least, in all environments together; episodes that are under way then are cut
-    :param read: What else to read of the environments before each step, ``(environments, variables)``
+    :param read: What gives variables of the environments before each step, ``(environments, variables)``
     :return: The episodes
     """
     per_env = -(-n_steps // env.num_envs)
@@ -134,10 +134,10 @@ def play_episodes(
     observations: Any = env.reset()
     state, starts = None, np.ones(env.num_envs, dtype=bool)
     for _ in range(per_env):
-        readings = None if read is None else read(env)
+        variables = None if read is None else read(env)
         actions, state = model.predict(observations, state, starts)
         new_observations, rewards, starts, infos = env.step(actions)
-        recorder.record_step(observations, actions, rewards, new_observations, starts, infos, readings)
+        recorder.record_step(observations, actions, rewards, new_observations, starts, infos, variables)
         observations = new_observations
     return recorder.latest(with_unfinished=True)
 

@@ -7,10 +7,55 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
 from sb3_jepa.algorithms.saved_models import find_model, load_model
+from sb3_jepa.common.files import reading
+from sb3_jepa.envs import state_names
 from sb3_jepa.envs.for_model import make_env_for
 from sb3_jepa.report.curves import read_curves
-from sb3_jepa.report.page import _load_normalization, _reader, write_report
+from sb3_jepa.report.page import write_report
+
+
+class AttributeReader:
+    """
+    Reads an attribute of environments, for linear probes. Its own ``names`` are those of the numbers in it.
+
+    :param env: The environments
+    :param attribute: Name of the attribute
+    """
+
+    def __init__(self, env: VecEnv, attribute: str):
+        self.attribute = attribute
+        self.names = state_names(env, self(env).shape[1]) if attribute == "state" else None
+
+    def __call__(self, env: VecEnv) -> np.ndarray:
+        return np.array(env.get_attr(self.attribute), dtype=np.float64).reshape(env.num_envs, -1)
+
+
+def attribute_reader(env: VecEnv, attribute: str | None) -> AttributeReader | None:
+    """What reads an attribute of the environments; by default their state, where it is made of numbers."""
+    # Some environments have no state before the first reset
+    env.reset()
+    if attribute is None:
+        try:
+            values = np.array(env.get_attr("state"), dtype=np.float64)
+        except (AttributeError, TypeError, ValueError):
+            return None
+        if values.ndim < 1 or not values.size or not np.isfinite(values).all():
+            return None
+    elif not env.has_attr(attribute):
+        raise ValueError(f"The environments have no attribute {attribute!r} for the probe")
+    return AttributeReader(env, attribute or "state")
+
+
+def _load_normalization(path: pathlib.Path, env: VecEnv) -> VecNormalize:
+    with reading(path, "what VecNormalize.save wrote of such an environment"):
+        normalize = VecNormalize.load(str(path), env)
+        if not isinstance(normalize, VecNormalize):
+            raise TypeError(f"it holds a {type(normalize).__name__}")
+    return normalize
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             curves=curves,
             n_steps=options.steps,
             horizon=options.horizon,
-            read=_reader(env, options.probe),
+            read=attribute_reader(env, options.probe),
             names=options.probe_names,
             title=f"{options.env}: {type(model).__name__}, {path}",
         )

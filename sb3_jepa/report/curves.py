@@ -1,4 +1,4 @@
-"""The curves that a training has logged."""
+"""The curves that a training has logged, read from its files."""
 
 import csv
 import pathlib
@@ -16,9 +16,9 @@ def read_curves(folder: str | pathlib.Path, below: bool = True) -> dict[str, Cur
     The curves that a training has logged, from TensorBoard's files or else from ``progress.csv``.
 
     :param folder: Where they are
-    :param below: Or in a folder of it: of several trainings, the latest
+    :param below: Whether to search its folders too. Of several trainings, the latest is read.
     :return: By name, time steps and values; empty if nothing was logged
-    :raises ValueError: If the table is none
+    :raises ValueError: If ``progress.csv`` is no table
     :raises ImportError: If there are TensorBoard's files, and TensorBoard is not installed
     """
     find = pathlib.Path(folder).rglob if below else pathlib.Path(folder).glob

@@ -62,37 +62,27 @@ def test_actions_and_rewards_belong_to_their_step():
     assert [episode.rewards.tolist() for episode in recorder.latest()] == [[1.0] * 3, [1.0] * 4]
 
 
-def test_only_the_first_environments_are_recorded():
-    recorder = EpisodeRecorder(n_envs=1)
-    record(recorder, make_counting_env(), 20)
-    assert {check_is_one_episode(episode)[0] for episode in recorder.latest()} == {0}
-
-
-def test_a_long_episode_is_cut_in_pieces():
-    recorder = EpisodeRecorder(n_envs=1, max_steps=8, max_total_steps=100)
-    record(recorder, make_counting_env(((20, 5),)), 25)
-    pieces = recorder.latest()
-    assert [len(piece.actions) for piece in pieces] == [8, 8, 4, 5]
-    # One begins where the other ends
-    assert [check_is_one_episode(piece, first) for piece, first in zip(pieces, (0, 8, 16, 0), strict=True)] == [
-        (0, 0),
-        (0, 0),
-        (0, 0),
-        (0, 1),
-    ]
-
-
-def test_a_piece_that_ends_with_its_episode_is_not_followed_by_an_empty_one():
-    recorder = EpisodeRecorder(n_envs=1, max_steps=5)
-    record(recorder, make_counting_env(((5, 5),)), 10)
-    assert [check_is_one_episode(episode) for episode in recorder.latest()] == [(0, 0), (0, 1)]
-
-
-def test_the_oldest_are_dropped_when_the_others_are_enough():
-    recorder = EpisodeRecorder(n_envs=1, max_total_steps=10)
-    record(recorder, make_counting_env(((4,),)), 4 * 6)
-    # Two would be 8 steps, four are more than it takes
-    assert [check_is_one_episode(episode) for episode in recorder.latest()] == [(0, 3), (0, 4), (0, 5)]
+@pytest.mark.parametrize(
+    ("lengths", "n_steps", "limits", "expected"),
+    [
+        # Only the first environment is recorded
+        (EPISODE_LENGTHS, 20, {}, [(0, 0, 3), (1, 0, 5), (2, 0, 4), (3, 0, 3), (4, 0, 5)]),
+        # A long episode is cut in pieces: one begins where the other ends
+        (((20, 5),), 25, dict(max_steps=8), [(0, 0, 8), (0, 8, 8), (0, 16, 4), (1, 0, 5)]),
+        # A piece that ends with its episode is not followed by an empty one
+        (((5, 5),), 10, dict(max_steps=5), [(0, 0, 5), (1, 0, 5)]),
+        # The oldest are dropped when the others are enough: two would be 8 steps, four are more than it takes
+        (((4,),), 24, dict(max_total_steps=10), [(3, 0, 4), (4, 0, 4), (5, 0, 4)]),
+    ],
+)
+def test_limits_of_what_is_kept(lengths, n_steps, limits, expected):
+    """Episodes by their number, first time and number of steps."""
+    recorder = EpisodeRecorder(n_envs=1, **limits)
+    record(recorder, make_counting_env(lengths), n_steps)
+    episodes = recorder.latest()
+    assert [len(episode.actions) for episode in episodes] == [n_steps for _, _, n_steps in expected]
+    for episode, (number, first_time, _) in zip(episodes, expected, strict=True):
+        assert check_is_one_episode(episode, first_time) == (0, number)
 
 
 def test_what_is_under_way_is_given_while_nothing_has_ended():
@@ -226,7 +216,7 @@ def test_normalised_observations_are_recorded_as_the_policy_gets_them():
     ("space", "key"),
     [
         (IMAGE, ""),
-        # With channels last, as nobody's policy sees them
+        # With channels last, as a stack of Gymnasium's
         (spaces.Box(0, 255, (2, 16, 24, 3), np.uint8), ""),
         (spaces.Box(0.0, 1.0, (3, 16, 24)), ""),
         (spaces.Box(-1, 1, (3,)), None),
@@ -234,10 +224,14 @@ def test_normalised_observations_are_recorded_as_the_policy_gets_them():
         # Of four dimensions, and no picture
         (spaces.Box(0, 1, (2, 3, 4, 1), np.uint8), None),
         (spaces.Box(-1, 1, (2, 3, 4, 1)), None),
+        # Grey, and a grid
+        (spaces.Box(0, 255, (40, 40), np.uint8), ""),
+        (spaces.Box(-1, 1, (5, 11, 11)), None),
         (spaces.Discrete(3), None),
         (spaces.MultiBinary(3), None),
         (spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=IMAGE, c=IMAGE), "b"),
         (spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=spaces.Discrete(2)), None),
+        (spaces.Dict(camera=spaces.Box(0, 255, (2, 3, 64, 64), np.uint8), state=spaces.Box(-1, 1, (3,))), "camera"),
     ],
     ids=str,
 )
@@ -281,6 +275,7 @@ def test_frames_keep_their_pixels_where_they_are():
     frames = frames_of(images)
     for frame in range(2):
         assert np.array_equal(frames[1, frame].transpose(2, 0, 1), images[1, 3 * frame : 3 * frame + 3])
+    assert frames_of(images[:, 0]).shape == (2, 1, 16, 24)
 
 
 @pytest.mark.parametrize("n_channels", [1, 3])
