@@ -18,12 +18,7 @@ MARGIN = 2
 
 
 def renders_cartpole(env: gym.Env) -> bool:
-    """
-    Whether the environment renders Gymnasium's own picture of CartPole: neither a subclass nor a wrapper draws.
-
-    :param env: Any environment
-    :return: Whether :class:`FastCartPole` may draw it
-    """
+    """Whether the environment renders Gymnasium's own picture of CartPole: neither a subclass nor a wrapper draws."""
     passed_on = (gym.Wrapper.render, PassiveEnvChecker.render, OrderEnforcing.render)
     while isinstance(env, gym.Wrapper):
         if type(env).render not in passed_on or "render" in vars(env):
@@ -50,13 +45,7 @@ class Axis:
         self.frame_period = size // self.n_periods
 
     def around(self, low: float, high: float) -> tuple[slice, slice]:
-        """
-        Whole periods around a range of pixels, at least one even where the range is out of the picture.
-
-        :param low: Lower end of the range
-        :param high: Upper end of the range
-        :return: Where the periods are in the picture, and in the frame
-        """
+        """Whole periods around a range of pixels, one at least: where they are in the picture, and in the frame."""
         first = min(max(math.floor((low - self.start) / self.period), 0), self.n_periods - 1)
         last = max(min(math.ceil((high - self.start) / self.period), self.n_periods), first + 1)
         return (
@@ -99,11 +88,7 @@ class FastCartPole:
         self.background = to_frame(self._picture(slice(top, bottom), slice(left, right)), frame_size)
 
     def draw(self) -> np.ndarray:
-        """
-        Draw the current state.
-
-        :return: The resized picture, ``(channels, height, width)``
-        """
+        """The resized picture of the current state, ``(channels, height, width)``."""
         cart, pole, axle = self._shapes()
         xs, ys = zip(*cart, *pole, strict=True)
         width, height = self.surface.get_size()

@@ -30,12 +30,7 @@ def find_encoders(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
 
 
 def features_extractors(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
-    """
-    The features extractors of a policy's networks, target networks among them.
-
-    :param policy: Of any algorithm
-    :return: By their paths, and each once
-    """
+    """The features extractors of a policy's networks, target networks among them, by their paths; each once."""
     found: dict[str, BaseFeaturesExtractor] = {}
     for path, module in policy.named_modules():
         # An extractor may be made of others, and an objective has a copy of one

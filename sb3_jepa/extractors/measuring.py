@@ -21,10 +21,7 @@ BATCH_SIZE = 1024
 
 
 def n_inputs_to_measure(policy: BasePolicy) -> int:
-    """
-    :param policy: Of any algorithm
-    :return: Number of observations that the input statistics of its encoders still lack
-    """
+    """Number of observations that the input statistics of a policy's encoders still lack."""
     # Leave out a frozen teacher: it was measured where it was trained
     parts = (part for extractor in features_extractors(policy).values() for part in jepa_extractors(extractor))
     return max((part.n_inputs_to_measure for part in parts), default=0)

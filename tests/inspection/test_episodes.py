@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import stable_baselines3
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -133,19 +132,6 @@ def test_every_observation_space_is_recorded(observation):
         assert len(np.unique(array.reshape(len(array), -1), axis=0)) > 2
 
 
-class KeepSteps(BaseCallback):
-    """Actions and what the environments say that they executed."""
-
-    def __init__(self):
-        super().__init__()
-        self.actions, self.executed = [], []
-
-    def _on_step(self) -> bool:
-        self.actions.append(executed_actions(self.locals))
-        self.executed.append([info["action"] for info in self.locals["infos"]])
-        return True
-
-
 class TellsItsAction(FakeEnv):
     def step(self, action):
         *result, _ = super().step(action)
@@ -163,10 +149,16 @@ def test_executed_actions_are_what_the_environment_got(algorithm):
         model = getattr(sb3_jepa, algorithm)(
             "JepaPolicy", env, n_steps=16, policy_kwargs=dict(SMALL_POLICY), seed=0, **kwargs
         )
-    keep = KeepSteps()
+    found, executed = [], []
+
+    def keep(step_locals, _):
+        found.append(executed_actions(step_locals))
+        executed.append([info["action"] for info in step_locals["infos"]])
+        return True
+
     model.learn(48, callback=keep)
-    assert len(keep.actions) >= 24
-    assert np.array_equal(keep.actions, keep.executed)
+    assert len(found) >= 24
+    assert np.array_equal(found, executed)
 
 
 def test_a_model_plays():
