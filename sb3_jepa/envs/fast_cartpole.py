@@ -29,13 +29,9 @@ def renders_cartpole(env: gym.Env) -> bool:
 
 class Axis:
     """
-    The rows or the columns of a picture, and of the frame that it is resized to. Shrinking by area repeats itself every
-    ``period`` pixels, which make ``frame_period`` pixels of the frame: whole periods can be resized by themselves.
-
-    :param start: First row or column of the picture to keep
-    :param stop: The one after the last
-    :param size: Height or width of the frame
-    :param whole: Whether the picture can only be resized as a whole
+    The rows or the columns of a picture from ``start`` to ``stop``, which become ``size`` rows or columns of the frame.
+    Shrinking by area repeats itself every ``period`` pixels, which make ``frame_period`` pixels of the frame: whole
+    periods can be resized by themselves, unless the picture can only be resized as a ``whole``.
     """
 
     def __init__(self, start: int, stop: int, size: int, whole: bool) -> None:
@@ -56,13 +52,8 @@ class Axis:
 
 class FastCartPole:
     """
-    CartPole's resized picture. Only the block around cart and pole is drawn and resized: nothing else moves.
-
-    :param cartpole: Environment for which :func:`renders_cartpole` is true
-    :param crop: ``(top, bottom, left, right)``: the rows and columns of the picture to keep
-    :param frame_size: ``(height, width)`` of the frame
-    :param to_frame: Turns a picture or a block of it, ``(rows, columns, 3)``, and the ``(height, width)`` to resize it
-        to, into ``(channels, height, width)``
+    CartPole's picture, cropped to ``(top, bottom, left, right)`` and resized to ``(height, width)`` by ``to_frame``.
+    Only the block around cart and pole is drawn and resized: nothing else moves.
     """
 
     def __init__(

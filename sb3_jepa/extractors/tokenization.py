@@ -88,15 +88,8 @@ def make_tokenizer(
     space: spaces.Space, embed_dim: int, images: ImageOptions, numbers_per_token: int, missing_as_nan: bool
 ) -> nn.Module:
     """
-    Tokenizer of an observation space, whose inputs are standardised where that makes sense.
-
-    :param space: Of observations
-    :param embed_dim: Width of a token
-    :param images: How images and grids become tokens
-    :param numbers_per_token: How many numbers or categories of a vector a token holds
-    :param missing_as_nan: Whether NaN in a vector means that this number is missing
-    :return: Module that takes preprocessed observations and returns ``(batch, tokens, embed_dim)``
-    :raises ValueError: If there is none for this space, or an argument does not fit it
+    Module that turns preprocessed observations of a space into ``(batch, tokens, embed_dim)``, with its inputs
+    standardised where that makes sense; a ``ValueError`` if there is none, or an argument does not fit.
     """
 
     def make(one: spaces.Space) -> nn.Module:

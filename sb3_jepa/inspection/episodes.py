@@ -33,11 +33,8 @@ class Episode(NamedTuple):
 
 class EpisodeRecorder:
     """
-    Keeps the latest episodes.
-
-    :param n_envs: How many of the environments are recorded, from the first
-    :param max_steps: An episode that is longer is cut in pieces
-    :param max_total_steps: The oldest episodes are dropped when the others have so many steps
+    Keeps the latest episodes of the first ``n_envs`` environments. One of more than ``max_steps`` is cut in pieces, and
+    the oldest are dropped when the others have ``max_total_steps``.
     """
 
     def __init__(self, n_envs: int = 1, max_steps: int = 500, max_total_steps: int = 500):
@@ -105,13 +102,8 @@ def play_episodes(
     model: BaseAlgorithm, env: VecEnv, n_steps: int, read: Callable[[VecEnv], np.ndarray] | None = None
 ) -> list[Episode]:
     """
-    Record episodes in which a model acts.
-
-    :param model: Of any algorithm
-    :param env: With the observations that the model takes
-    :param n_steps: How many steps at least, in all environments together; episodes that are under way then are cut
-    :param read: What gives variables of the environments before each step, ``(environments, variables)``
-    :return: The episodes
+    Record episodes in which a model acts for ``n_steps`` or more, in all environments together; those under way then
+    are cut. ``read`` gives variables of the environments before each step, ``(environments, variables)``.
     """
     per_env = -(-n_steps // env.num_envs)
     recorder = EpisodeRecorder(env.num_envs, max_steps=per_env, max_total_steps=2 * n_steps)

@@ -13,11 +13,9 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 def read_curves(folder: str | pathlib.Path, below: bool = True) -> dict[str, Curve]:
     """
-    The curves that a training has logged, from TensorBoard's files or else from ``progress.csv``.
+    The curves that a training has logged in a folder, by name: time steps and values, from TensorBoard's files or else
+    from ``progress.csv``; none if nothing was logged. Of several trainings in folders ``below``, the latest is read.
 
-    :param folder: Where they are
-    :param below: Whether to search its folders too. Of several trainings, the latest is read.
-    :return: By name, time steps and values; empty if nothing was logged
     :raises ValueError: If ``progress.csv`` is no table
     :raises ImportError: If there are TensorBoard's files, and TensorBoard is not installed
     """
