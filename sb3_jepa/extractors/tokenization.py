@@ -21,9 +21,9 @@ from sb3_jepa.parts import (
     StandardizedPatchTokenizer,
 )
 
-# As many tokens as the numbers and categories of an observation become by default: more would cost more than they tell
+# Number of tokens that all vectors of an observation become by default: more would be slow
 COLUMN_TOKENS = 32
-# The attention looks at all pairs
+# The cost of attention grows with the square of this
 MAX_TOKENS = 4096
 
 

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = load_model(path, options.algorithm)
         model.set_random_seed(options.seed)
         env = make_env_for(model, options.env, seed=options.seed)
-        # Below the folder of a single zip there may be anything
+        # Do not search below the folder of a single zip: other trainings may lie there
         is_folder = options.curves is not None or options.run.is_dir()
         curves = read_curves(options.curves or (options.run if is_folder else path.parent), below=is_folder)
         if options.vecnormalize is not None:

@@ -47,7 +47,7 @@ def _read_table(path: pathlib.Path) -> dict[str, Curve]:
         rows = list(csv.DictReader(file))
     curves = {}
     for name in filter(None, rows[0] if rows else []):
-        # A row has only what was logged since the one before
+        # Skip empty cells: a row has only what was logged since the row before
         known = [(row[steps_name], row[name]) for row in rows if row.get(steps_name) and row.get(name)]
         try:
             steps, values = np.array(known, dtype=np.float64).reshape(-1, 2).T
