@@ -103,7 +103,7 @@ class Experiment:
             n_updates=n_updates,
             batch_size=64,
             learning_rate=learning_rate,
-            # What is measured here is the last encoder, and not the best one
+            # Measure the last encoder, and not the best one
             eval_freq=n_updates,
             seed=seed,
             device="cpu",
@@ -114,7 +114,7 @@ class Experiment:
         """
         :param share: Which part of the updates it has
         :param seed: Of the encoder, the masks and the order
-        :param n_updates: Of the teacher and of who learns from it
+        :param n_updates: Of the teacher and of its student together
         :return: Its folder
         """
         return self.pretrain("teacher", seed, round(share * n_updates), SaltTeacher)
@@ -145,7 +145,7 @@ class Experiment:
             return
         if arm == "momentum":
             folder = self.pretrain(arm, seed, n_updates, MaskedPrediction)
-            # What is kept is the momentum encoder
+            # The encoder's file holds the momentum encoder
             encoder.load_state_dict(th.load(folder / "checkpoint.pth", weights_only=True)["encoder"])
             self.runs.add(**{**run, "arm": "momentum, context encoder"}, **self.task.measure(encoder))
         elif arm == "pixels only":
@@ -167,7 +167,7 @@ class Experiment:
     def run_student(self, student: str, n_updates: int, has_teacher: bool) -> None:
         """
         :param student: One of :data:`STUDENTS`
-        :param n_updates: Of the teacher and of who learns from it
+        :param n_updates: Of the teacher and of its student together
         :param has_teacher: Whether it learns from the teacher that all have in common, and not from its momentum copy
         """
         kind = "frozen teacher" if has_teacher else "momentum"
@@ -206,9 +206,9 @@ def report_students(runs: FinishedRuns, n_updates: int) -> str:
         columns = [*METRICS["glyphs"], "validation_loss", "effective_rank"]
         text = f"**{len(table)} encoders, {kind}**, trained with other learning rates or of other sizes"
         lines = [markdown(table, columns), "", "| R² of | shape | direction |", "|---|---|---|"]
-        for gauge in ("validation_loss", "effective_rank"):
-            cells = [correlation(table[gauge], table[metric]) for metric in METRICS["glyphs"]]
-            lines.append(f"| {gauge} | {' | '.join(cells)} |")
+        for measure in ("validation_loss", "effective_rank"):
+            cells = [correlation(table[measure], table[metric]) for metric in METRICS["glyphs"]]
+            lines.append(f"| {measure} | {' | '.join(cells)} |")
         parts += [text, "\n".join(lines)]
     return "\n\n".join(parts)
 

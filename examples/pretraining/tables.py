@@ -14,7 +14,7 @@ import time
 import warnings
 from typing import Any
 
-# To be said before torch is imported
+# Set before torch is imported
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np

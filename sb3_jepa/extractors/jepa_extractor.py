@@ -42,13 +42,12 @@ class JepaExtractor(BaseFeaturesExtractor):
     Its initialisation is its own: ``ortho_init``, which Stable-Baselines3 applies to a finished extractor, is ignored.
     ``TRPO``, which differentiates twice, needs :class:`~sb3_jepa.JepaCallback` with it.
 
-    All that follows ``embed_dim`` is given by its name, in ``features_extractor_kwargs``.
+    All that follows ``embed_dim`` is given by its name, in ``features_extractor_kwargs``: first what belongs to the
+    transformer, then to images and grids (from ``patch_size``), vectors and categories (``numbers_per_token``), input
+    statistics (``standardize_frames``), the readout (``class_tokens``), and speed (``autocast``).
 
     :param observation_space: Of the observations
     :param embed_dim: Width of the transformer, and of the features if they are one token or a mean
-
-    *Transformer*
-
     :param depth: Number of transformer blocks
     :param num_heads: Attention heads per block, a divisor of ``embed_dim``
     :param mlp_ratio: Hidden width of each block's MLP as a multiple of ``embed_dim``
@@ -56,9 +55,6 @@ class JepaExtractor(BaseFeaturesExtractor):
         variance of a healthy encoder between 0 and 1.
     :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`. The readout of
         ``output="per_token"`` belongs to the network that uses the tokens, and learns all the same.
-
-    *Images and grids*
-
     :param patch_size: Side of a square patch in pixels. Where it does not divide height or width, zeros are added. By
         default the largest power of two that leaves at least 16 patches: 16 for 64 x 96 and 84 x 84 pixels.
     :param frames: Number of frames stacked in the channels of an image, oldest first; 1 for a single picture. By
@@ -76,32 +72,20 @@ class JepaExtractor(BaseFeaturesExtractor):
     :param token_budget: How many tokens an image keeps at most: those whose patches differ most from what is already
         known, which is the frame before, or else the mean of the input statistics (without these, black), see
         :class:`~sb3_jepa.parts.token_selection.TokenSelection`. An image that has no more keeps all.
-
-    *Vectors and categories*
-
     :param numbers_per_token: How many numbers of vectors, or variables of ``MultiDiscrete``, a token holds. By default
         as many as leave about 32 tokens for all vectors of an observation together; with ``missing_as_nan``, one.
     :param missing_as_nan: Whether NaN in a vector means that this number is missing, as if a sensor had failed. Its
         token is left out; one that holds several numbers, if all of them are missing (the others count as the mean).
-
-    *Input statistics*
-
     :param standardize_frames: From how many observations to measure the statistics that standardise the input, before
         anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` does so with the first rollout;
         without it, give them to :meth:`measure_inputs` yourself. Images are standardised by one deviation, vectors by
         one for each number, and grids by one for each channel; what is categorical is not. Those of vectors and grids
         then follow the data, see :meth:`follow_inputs`.
-
-    *Readout*
-
     :param class_tokens: Number of class tokens, which are *T-JEPA*'s [REG] tokens (arXiv 2410.05016): they say nothing
         of the observation, and are always visible
     :param output: What the features are: ``"class_token"``, the output of the first class token; ``"mean"`` of the
         observation's tokens; ``"per_token"``, a number for each token, with learned weights; ``"flat"``, all tokens,
         one after the other, ``embed_dim`` for each. The class tokens come first in the last two.
-
-    *Speed*
-
     :param autocast: Whether to compute the transformer in bfloat16, on devices that do. Parameters, standardised inputs
         and embedding stay float32. On a GPU it is faster; on a CPU it is seldom so.
     :param compile_kwargs: If given, the encoder is compiled, with these keyword arguments of ``torch.compile``; ``{}``
@@ -109,7 +93,6 @@ class JepaExtractor(BaseFeaturesExtractor):
         a CPU a C++ compiler must be installed. PyTorch keeps eight graphs for all encoders of a process, and one model
         needs five to nine: call ``torch.compiler.reset()`` before the next one. ``TRPO`` and
         :func:`~sb3_jepa.export_policy` do without.
-
     :raises ValueError: If the observations are none of these, do not fit ``patch_size`` or ``frames``, do not tell
         where their channels are, or if an argument is not among those accepted
     """

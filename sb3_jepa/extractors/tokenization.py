@@ -21,9 +21,9 @@ from sb3_jepa.parts import (
     StandardizedPatchTokenizer,
 )
 
-# As many tokens as the numbers and categories of an observation become by default: more would cost more than they tell
+# Number of tokens that all vectors of an observation become by default: more would be slow
 COLUMN_TOKENS = 32
-# The attention looks at all pairs
+# The cost of attention grows with the square of this
 MAX_TOKENS = 4096
 
 
@@ -41,11 +41,7 @@ class ChannelsFirst(nn.Module):
         self.channel_axis, self.scale = channel_axis, scale
 
     def forward(self, images: th.Tensor) -> th.Tensor:
-        """
-        :param images: ``(batch, height, width)``, or with channels ``(batch, channels, height, width)``, or with frames
-            in front of these; the channels may also be last
-        :return: ``(batch, frames * channels, height, width)``
-        """
+        """To ``(batch, frames * channels, height, width)``, from images with or without frames and channels."""
         images = images.unsqueeze(1) if self.channel_axis is None else images.movedim(self.channel_axis, -3)
         if images.ndim == 5:
             images = images.flatten(1, 2)
@@ -65,11 +61,7 @@ class ImageOptions:
     token_budget: int | None
 
     def count_frames(self, space: spaces.Box) -> int:
-        """
-        :param space: Of images
-        :return: How many frames are stacked in one of them
-        :raises ValueError: If ``frames`` does not divide the channels
-        """
+        """How many frames are stacked in an image; a ``ValueError`` if ``frames`` does not divide the channels."""
         if len(space.shape) == 4:
             return space.shape[0]
         n_channels = self.shape_of(space)[0]
@@ -82,19 +74,13 @@ class ImageOptions:
         return frames
 
     def shape_of(self, space: spaces.Box) -> tuple[int, int, int]:
-        """
-        :param space: Of images or grids
-        :return: ``(channels, height, width)``, with the channels of all frames together
-        """
+        """``(channels, height, width)`` of images or grids, with the channels of all frames together."""
         axis = channel_axis(space, self.channels_first)
         height, width = (size for index, size in enumerate(space.shape[-3:]) if axis is None or index != axis + 3)
         return int(np.prod(space.shape)) // (height * width), height, width
 
     def are_images(self, space: spaces.Space) -> bool:
-        """
-        :param space: Of one observation, or of one key of a ``Dict``
-        :return: Whether these are images: not grids, whose numbers may be any, nor vectors
-        """
+        """Whether observations are images: neither grids, whose numbers may be any, nor vectors."""
         return is_picture(space) and (is_image_space(space, normalized_image=self.normalized_image) or is_bytes(space))  # type: ignore[arg-type]
 
 
@@ -102,15 +88,8 @@ def make_tokenizer(
     space: spaces.Space, embed_dim: int, images: ImageOptions, numbers_per_token: int, missing_as_nan: bool
 ) -> nn.Module:
     """
-    Tokenizer of an observation space, whose inputs are standardised where that makes sense.
-
-    :param space: Of observations
-    :param embed_dim: Width of a token
-    :param images: How images and grids become tokens
-    :param numbers_per_token: How many numbers or categories of a vector a token holds
-    :param missing_as_nan: Whether NaN in a vector means that this number is missing
-    :return: Module that takes preprocessed observations and returns ``(batch, tokens, embed_dim)``
-    :raises ValueError: If there is none for this space, or an argument does not fit it
+    Module that turns preprocessed observations of a space into ``(batch, tokens, embed_dim)``, with its inputs
+    standardised where that makes sense; a ``ValueError`` if there is none, or an argument does not fit.
     """
 
     def make(one: spaces.Space) -> nn.Module:
@@ -133,22 +112,13 @@ def make_tokenizer(
 
 
 def default_numbers_per_token(space: spaces.Space, missing_as_nan: bool) -> int:
-    """
-    :param space: Of observations
-    :param missing_as_nan: Whether NaN in a vector means that this number is missing
-    :return: How many numbers a token holds, so that about 32 tokens hold all; one if a failed sensor is left out alone
-    """
+    """So that about 32 tokens hold all numbers of a space; one if a failed sensor is left out alone."""
     n_columns = 1 if missing_as_nan else sum(_n_columns(one) for one in by_key(space).values())
     return max(1, -(-n_columns // COLUMN_TOKENS))
 
 
 def resolve(images: ImageOptions, space: spaces.Space, tokenizer: nn.Module) -> ImageOptions:
-    """
-    :param images: How images and grids become tokens, with ``None`` for what is chosen by their shape
-    :param space: Of observations
-    :param tokenizer: Of this space
-    :return: With what was chosen instead of ``None``, unless the images and grids of a ``Dict`` differ in that
-    """
+    """The same with what was chosen in place of ``None``, unless the images and grids of a ``Dict`` differ in that."""
     patch_sizes = {module.patch_size for module in tokenizer.modules() if isinstance(module, PatchTokenizer)}
     stacks = (one for one in by_key(space).values() if images.are_images(one) and len(one.shape) != 4)
     frames = {images.count_frames(one) for one in stacks}
@@ -215,19 +185,12 @@ def _picture_tokenizer(space: spaces.Box, embed_dim: int, images: ImageOptions) 
 
 
 def is_bytes(space: spaces.Box) -> bool:
-    """
-    :param space: Of one observation, or of one key of a ``Dict``
-    :return: Whether its numbers are those of a picture, uint8 from 0 to 255
-    """
+    """Whether the numbers of a space are those of a picture, uint8 from 0 to 255."""
     return space.dtype == np.uint8 and bool((space.low == 0).all() and (space.high == 255).all())
 
 
 def is_picture(space: spaces.Space) -> bool:
-    """
-    :param space: Of one observation, or of one key of a ``Dict``
-    :return: Whether it has neighbours in two directions: an image or a grid with channels, a stack of such, or a single
-        grey image
-    """
+    """Whether observations have neighbours in two directions: images, grids with channels, or stacks of such."""
     return isinstance(space, spaces.Box) and (len(space.shape) in (3, 4) or (len(space.shape) == 2 and is_bytes(space)))
 
 
@@ -257,18 +220,12 @@ def channel_axis(space: spaces.Box, channels_first: bool | None = None) -> int |
 
 
 def count_frames(n_channels: int) -> int:
-    """
-    :param n_channels: Channels of an image
-    :return: How many stacked frames these probably are: RGB for 6, 9, 12, ... and grey otherwise
-    """
+    """How many stacked frames ``n_channels`` probably are: RGB for 6, 9, 12, ... and grey otherwise."""
     return n_channels // 3 if n_channels % 3 == 0 and n_channels > 3 else n_channels
 
 
 def has_only_standardized(tokenizer: Any) -> bool:
-    """
-    :param tokenizer: Of observations
-    :return: Whether all their inputs are standardised: none is a category, nor binary
-    """
+    """Whether all inputs of a tokenizer are standardised: none is a category, nor binary."""
     if isinstance(tokenizer, DictTokenizer):
         return all(has_only_standardized(one) for one in tokenizer.tokenizers.values())
     return any(isinstance(module, InputStandardization) for module in tokenizer.modules())

@@ -33,11 +33,8 @@ class Episode(NamedTuple):
 
 class EpisodeRecorder:
     """
-    Keeps the latest episodes.
-
-    :param n_envs: How many of the environments are recorded, from the first
-    :param max_steps: An episode that is longer is cut in pieces
-    :param max_total_steps: The oldest episodes are dropped when the others have so many steps
+    Keeps the latest episodes of the first ``n_envs`` environments. One of more than ``max_steps`` is cut in pieces, and
+    the oldest are dropped when the others have ``max_total_steps``.
     """
 
     def __init__(self, n_envs: int = 1, max_steps: int = 500, max_total_steps: int = 500):
@@ -56,17 +53,7 @@ class EpisodeRecorder:
         infos: list[dict[str, Any]],
         variables: np.ndarray | None = None,
     ) -> None:
-        """
-        Record a step of all environments.
-
-        :param observations: Before the step
-        :param actions: As the environments executed them
-        :param rewards: Of the step
-        :param new_observations: After it; where an episode ended, the first of the next one
-        :param dones: Whether the step ended an episode
-        :param infos: With the key ``"terminal_observation"`` where the step ended an episode
-        :param variables: Of the environments before the step, ``(environments, variables)``
-        """
+        """Record a step of all environments, with ``variables`` of before it, ``(environments, variables)``."""
         for env in range(self.n_envs):
             # Copy: a view would keep the observations of all environments in memory
             before = {key: np.array(array[env]) for key, array in by_key(observations).items()}
@@ -99,20 +86,14 @@ class EpisodeRecorder:
         )
 
     def latest(self, with_unfinished: bool = False) -> list[Episode]:
-        """
-        :param with_unfinished: Whether to add those that are under way, also if others have ended
-        :return: Episodes that have ended, oldest first; if none has, those that are under way
-        """
+        """Episodes that have ended, oldest first, and those under way if none has ended or ``with_unfinished``."""
         if self._ended and not with_unfinished:
             return list(self._ended)
         return [*self._ended, *(self._episode(env) for env in range(self.n_envs) if self._steps[env])]
 
 
 def executed_actions(step_locals: dict[str, Any]) -> np.ndarray:
-    """
-    :param step_locals: Local variables of ``collect_rollouts``, as a callback sees them
-    :return: The actions that the environments executed
-    """
+    """The actions that the environments executed, from the local variables of ``collect_rollouts``."""
     # On-policy algorithms clip them; off-policy ones have nothing to clip
     return step_locals["clipped_actions" if "clipped_actions" in step_locals else "actions"]
 
@@ -121,13 +102,8 @@ def play_episodes(
     model: BaseAlgorithm, env: VecEnv, n_steps: int, read: Callable[[VecEnv], np.ndarray] | None = None
 ) -> list[Episode]:
     """
-    Record episodes in which a model acts.
-
-    :param model: Of any algorithm
-    :param env: With the observations that the model takes
-    :param n_steps: How many steps at least, in all environments together; episodes that are under way then are cut
-    :param read: What gives variables of the environments before each step, ``(environments, variables)``
-    :return: The episodes
+    Record episodes in which a model acts for ``n_steps`` or more, in all environments together; those under way then
+    are cut. ``read`` gives variables of the environments before each step, ``(environments, variables)``.
     """
     per_env = -(-n_steps // env.num_envs)
     recorder = EpisodeRecorder(env.num_envs, max_steps=per_env, max_total_steps=2 * n_steps)
@@ -143,10 +119,7 @@ def play_episodes(
 
 
 def image_key(space: spaces.Space) -> str | None:
-    """
-    :param space: Observation space of a policy
-    :return: The key of its first image, ``""`` if it is an image itself, None if there is none
-    """
+    """The key of the first image of an observation space, ``""`` if it is an image itself, None if there is none."""
     for key, one in space.spaces.items() if isinstance(space, spaces.Dict) else [(NO_KEY, space)]:
         if isinstance(one, spaces.Box) and is_picture(one) and (is_bytes(one) or _is_normalized_image(one)):
             return key

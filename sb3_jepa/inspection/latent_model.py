@@ -66,11 +66,7 @@ class LatentModel:
 
     @th.no_grad()
     def in_batches(self, observations: Any, compute: Callable[[Any], Any]) -> Iterator[Any]:
-        """
-        :param observations: ``(batch, *observation shape)``, as the environment gives them, or a dictionary of such
-        :param compute: Function of preprocessed observations
-        :return: What it returns for one batch after the other
-        """
+        """What ``compute`` returns for preprocessed observations, one batch after the other, in evaluation mode."""
         tensors, _ = self.policy.obs_to_tensor(observations)
         were_training = {module: module.training for module in self.encoder.modules()}
         self.encoder.eval()

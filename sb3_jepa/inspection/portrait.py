@@ -66,10 +66,7 @@ class Portrait:
         )
 
     def frames(self, rows: np.ndarray) -> np.ndarray | None:
-        """
-        :param rows: Of the observations
-        :return: Frames of their images, ``(rows, frames, height, width)`` or ``(..., 3)``; None if there is no image
-        """
+        """Frames of the images in rows, ``(rows, frames, height, width)`` or ``(..., 3)``; None without an image."""
         key = image_key(self.latent_model.policy.observation_space)
         if key is None:
             return None

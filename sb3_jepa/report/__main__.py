@@ -5,7 +5,7 @@ python -m sb3_jepa.report RUN_OR_ZIP --env CartPole-v1 --out report.html
 
 import argparse
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -17,37 +17,30 @@ from sb3_jepa.envs.for_model import make_env_for
 from sb3_jepa.report.curves import read_curves
 from sb3_jepa.report.page import write_report
 
-
-class AttributeReader:
-    """
-    Reads an attribute of environments, for linear probes. Its own ``names`` are those of the numbers in it.
-
-    :param env: The environments
-    :param attribute: Name of the attribute
-    """
-
-    def __init__(self, env: VecEnv, attribute: str):
-        self.attribute = attribute
-        self.names = state_names(env, self(env).shape[1]) if attribute == "state" else None
-
-    def __call__(self, env: VecEnv) -> np.ndarray:
-        return np.array(env.get_attr(self.attribute), dtype=np.float64).reshape(env.num_envs, -1)
+Reader = Callable[[VecEnv], np.ndarray]
 
 
-def attribute_reader(env: VecEnv, attribute: str | None) -> AttributeReader | None:
-    """What reads an attribute of the environments; by default their state, where it is made of numbers."""
+def attribute_reader(env: VecEnv, attribute: str | None) -> tuple[Reader | None, list[str] | None]:
+    """What reads an attribute of environments, by default their state if it is made of numbers; and names of these."""
     # Some environments have no state before the first reset
     env.reset()
-    if attribute is None:
-        try:
-            values = np.array(env.get_attr("state"), dtype=np.float64)
-        except (AttributeError, TypeError, ValueError):
-            return None
-        if values.ndim < 1 or not values.size or not np.isfinite(values).all():
-            return None
-    elif not env.has_attr(attribute):
+    if attribute is not None and not env.has_attr(attribute):
         raise ValueError(f"The environments have no attribute {attribute!r} for the probe")
-    return AttributeReader(env, attribute or "state")
+
+    def read(venv: VecEnv) -> np.ndarray:
+        return np.array(venv.get_attr(attribute or "state"), dtype=np.float64).reshape(venv.num_envs, -1)
+
+    try:
+        values = read(env)
+    except (AttributeError, TypeError, ValueError) as error:
+        if attribute is not None:
+            raise ValueError(
+                f"The attribute {attribute!r} of the environments holds no numbers for the probe"
+            ) from error
+        return None, None
+    if attribute is None and not (values.size and np.isfinite(values).all()):
+        return None, None
+    return read, state_names(env, values.shape[1]) if attribute in (None, "state") else None
 
 
 def _load_normalization(path: pathlib.Path, env: VecEnv) -> VecNormalize:
@@ -59,11 +52,7 @@ def _load_normalization(path: pathlib.Path, env: VecEnv) -> VecNormalize:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """
-    The command line.
-
-    :param arguments: By default those of the process
-    """
+    """The command line, with the arguments of the process by default."""
     parser = argparse.ArgumentParser(
         prog="python -m sb3_jepa.report", description="What a saved model has learned, on one page."
     )
@@ -87,12 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = load_model(path, options.algorithm)
         model.set_random_seed(options.seed)
         env = make_env_for(model, options.env, seed=options.seed)
-        # Below the folder of a single zip there may be anything
+        # Do not search below the folder of a single zip: other trainings may lie there
         is_folder = options.curves is not None or options.run.is_dir()
         curves = read_curves(options.curves or (options.run if is_folder else path.parent), below=is_folder)
         if options.vecnormalize is not None:
             env = _load_normalization(options.vecnormalize, env)
             env.training = env.norm_reward = False
+        read, names = attribute_reader(env, options.probe)
         write_report(
             model,
             env,
@@ -100,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             curves=curves,
             n_steps=options.steps,
             horizon=options.horizon,
-            read=attribute_reader(env, options.probe),
-            names=options.probe_names,
+            read=read,
+            names=options.probe_names or names,
             title=f"{options.env}: {type(model).__name__}, {path}",
         )
     except (ValueError, ImportError, OSError) as error:

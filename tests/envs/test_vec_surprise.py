@@ -238,22 +238,16 @@ def test_a_training_goes_on_with_the_same_wrapper(training, tmp_path):
     assert env.columns()[0][-1].min() > 0
 
 
-def test_a_loaded_model_is_as_surprised(training, tmp_path):
+def test_a_loaded_model_is_as_surprised_in_a_new_environment(training, tmp_path):
     model, callback = make_model(training, make_env())
     model.learn(64, callback=callback)
     model.save(tmp_path / "model")
-    loaded = type(model).load(tmp_path / "model")
-    transitions = sample_transitions(model)
-    told = surprise(model, *transitions)
-    assert told.std() > 0
-    assert np.array_equal(surprise(loaded, *transitions), told)
-    # And in an environment that it has never seen
     env = VecSurprise(make_env())
-    env.set_model(loaded)
-    before = env.reset()
-    actions = np.zeros((2, 2), dtype=np.float32)
+    env.set_model(type(model).load(tmp_path / "model"))
+    before, actions = env.reset(), np.zeros((2, 2), dtype=np.float32)
     after, _, _, infos = env.step(actions)
     expected = surprise(model, before, actions, after)
+    assert expected.std() > 0
     assert [info["surprise"] for info in infos] == pytest.approx(expected.tolist())
 
 

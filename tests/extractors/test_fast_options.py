@@ -35,7 +35,7 @@ from tests.policies.test_export import check as check_export
 
 # Of the pixels of CartPole, 24 places of which the upper ones never change
 SMALL = dict(embed_dim=16, num_heads=2, depth=1, patch_size=8, standardize_frames=32)
-# What TorchDynamo finds, computed as ever
+# Graphs of TorchDynamo, computed without a compiler
 COMPILED = dict(compile_kwargs=dict(backend="eager"))
 SELECTING = {
     "drop_constant_tokens": dict(drop_constant_tokens=True),

@@ -16,7 +16,7 @@ from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO, FakeEnv
 
 VECTOR = spaces.Box(-10, 10, (5,))
 SMALL_MISSING = dict(SMALL_POLICY, features_extractor_kwargs=dict(SMALL_EXTRACTOR, missing_as_nan=True))
-# Of five numbers each
+# Which of five numbers are missing
 PATTERNS = th.tensor([[0, 0, 0, 0, 0], [1, 0, 0, 1, 0], [0, 1, 1, 1, 1]], dtype=th.bool)
 
 
@@ -145,7 +145,7 @@ def test_statistics_are_those_of_the_numbers_that_there_are():
     assert th.allclose(standardization.mean, th.stack([column.mean() for column in columns]), atol=1e-4)
     assert th.allclose(standardization.variance, th.stack([column.var(correction=0) for column in columns]), rtol=1e-3)
     assert th.equal(standardization(inputs).isnan(), inputs.isnan())
-    # What was measured and loaded may be measured on
+    # Statistics that were loaded can be updated
     other = InputStandardization((4,), per="input")
     other.load_state_dict(standardization.state_dict())
     other.update(inputs)

@@ -103,7 +103,7 @@ def test_an_old_file_is_not_taken_for_a_new_one(space, message):
 
 
 def test_what_stable_baselines3_has_transposed_is_not_transposed_again():
-    # Said for the grid, where it is in doubt
+    # channels_first is for the grid, where the smallest axis does not tell
     space = spaces.Dict(camera=picture(84, 84, 3), board=box(8, 8, 8))
     policy_kwargs = dict(features_extractor_kwargs=dict(channels_first=False))
     model = PPO("JepaPolicy", make_vec_env(lambda: FakeEnv(space)), policy_kwargs=policy_kwargs, device="cpu")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import stable_baselines3
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -133,19 +132,6 @@ def test_every_observation_space_is_recorded(observation):
         assert len(np.unique(array.reshape(len(array), -1), axis=0)) > 2
 
 
-class KeepSteps(BaseCallback):
-    """Actions and what the environments say that they executed."""
-
-    def __init__(self):
-        super().__init__()
-        self.actions, self.executed = [], []
-
-    def _on_step(self) -> bool:
-        self.actions.append(executed_actions(self.locals))
-        self.executed.append([info["action"] for info in self.locals["infos"]])
-        return True
-
-
 class TellsItsAction(FakeEnv):
     def step(self, action):
         *result, _ = super().step(action)
@@ -163,10 +149,16 @@ def test_executed_actions_are_what_the_environment_got(algorithm):
         model = getattr(sb3_jepa, algorithm)(
             "JepaPolicy", env, n_steps=16, policy_kwargs=dict(SMALL_POLICY), seed=0, **kwargs
         )
-    keep = KeepSteps()
+    found, executed = [], []
+
+    def keep(step_locals, _):
+        found.append(executed_actions(step_locals))
+        executed.append([info["action"] for info in step_locals["infos"]])
+        return True
+
     model.learn(48, callback=keep)
-    assert len(keep.actions) >= 24
-    assert np.array_equal(keep.actions, keep.executed)
+    assert len(found) >= 24
+    assert np.array_equal(found, executed)
 
 
 def test_a_model_plays():
@@ -239,12 +231,6 @@ def test_image_key(space, key):
     assert image_key(space) == key
 
 
-def stack(n_frames: int, n_channels: int) -> np.ndarray:
-    """``(2, frames * channels, 16, 24)``; each frame is ten times its number, plus the number of the channel."""
-    levels = [10 * frame + channel for frame in range(n_frames) for channel in range(n_channels)]
-    return np.tile(np.array(levels, np.uint8)[None, :, None, None], (2, 1, 16, 24))
-
-
 @pytest.mark.parametrize(
     ("n_frames", "n_channels", "given", "shown"),
     [
@@ -261,21 +247,17 @@ def stack(n_frames: int, n_channels: int) -> np.ndarray:
     ],
 )
 def test_frames_of_a_stack_in_the_channels(n_frames, n_channels, given, shown):
-    frames = frames_of(stack(n_frames, n_channels), given)
+    images = np.random.default_rng(0).integers(0, 256, (2, n_frames * n_channels, 16, 24), dtype=np.uint8)
+    frames = frames_of(images, given)
     assert frames.shape == (2, shown[0], 16, 24, *shown[1:])
     assert frames.dtype == np.uint8
-    for frame in range(n_frames):
-        expected = [10 * frame + channel for channel in range(n_channels)]
-        found = frames[0, frame, 5, 7]
-        assert found.tolist() == (expected if n_channels == 3 else expected[0])
+    for frame, channels in enumerate(np.split(images, n_frames, axis=1)):
+        expected = np.moveaxis(channels, 1, -1) if n_channels == 3 else channels[:, 0]
+        assert np.array_equal(frames[:, frame], expected)
 
 
-def test_frames_keep_their_pixels_where_they_are():
-    images = np.random.default_rng(0).integers(0, 256, (2, 6, 16, 24), dtype=np.uint8)
-    frames = frames_of(images)
-    for frame in range(2):
-        assert np.array_equal(frames[1, frame].transpose(2, 0, 1), images[1, 3 * frame : 3 * frame + 3])
-    assert frames_of(images[:, 0]).shape == (2, 1, 16, 24)
+def test_frames_of_a_grey_picture_without_channels():
+    assert frames_of(np.zeros((2, 16, 24), dtype=np.uint8)).shape == (2, 1, 16, 24)
 
 
 @pytest.mark.parametrize("n_channels", [1, 3])

@@ -102,7 +102,7 @@ def test_follows_the_training():
     ):
         assert not th.allclose(old, new)
         assert th.equal(new, expected)
-    # The target follows from afar
+    # The target encoder moves less
     assert (after[1] - before[1]).norm() < (after[0] - before[0]).norm()
 
 

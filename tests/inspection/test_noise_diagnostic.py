@@ -55,7 +55,7 @@ def test_by_hand():
     assert noise.distractors == ("second",)
     assert noise.off_diagonal == pytest.approx(0.0, abs=1e-12)
     np.testing.assert_allclose(noise.eigenvalues, [0.5, 0.25])
-    # Nothing has been added on the way
+    # No noise was added
     np.testing.assert_allclose(noise.canonical_correlations, [1.0, 1.0])
     assert noise.n_samples == 4
     # A deep JEPA minds how predictable a feature is, and a shallow one does not
@@ -77,7 +77,7 @@ def test_units_matter_to_reconstruction_but_not_to_predictability():
     metres, millimetres = feature_noise(x, y), feature_noise(x * [1.0, 1000.0], y * [1.0, 1000.0])
     np.testing.assert_allclose(metres.rho, millimetres.rho)
     assert millimetres.reconstruction_order[0] == 1
-    # It comes first, but is no harder to predict
+    # Reconstruction learns it first, but it is no harder to predict
     assert millimetres.distractors == ()
 
 

@@ -101,7 +101,7 @@ def areas_under_curves(model, frame_size: int, n: int = 500) -> tuple[float, flo
         after.append(infos[0]["terminal_observation"] if dones[0] else observations[0])
         jumped.append(far_away(pixels, before[-1], rng))
     before, after, jumped = np.stack(before), np.stack(after), np.stack(jumped)
-    # Each gets that of another
+    # Each transition gets the next observation of another one
     swapped = after[(np.arange(n) + rng.integers(1, n, size=n)) % n]
     happened = surprise(model, before, actions, after)
     return tuple(area_under_curve(happened, surprise(model, before, actions, other)) for other in (swapped, jumped))

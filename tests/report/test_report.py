@@ -107,9 +107,9 @@ def test_the_page_uses_a_wide_window(page):
 @pytest.mark.parametrize(("attribute", "names"), [(None, STATE_NAMES), ("state", STATE_NAMES), ("x_threshold", None)])
 def test_what_is_probed_has_the_names_of_the_state(attribute, names):
     env = make_vec_env("CartPole-v1", n_envs=2, seed=0)
-    reader = attribute_reader(env, attribute)
-    assert reader.names == names
-    assert reader(env).shape == (2, len(names or ["x_threshold"]))
+    read, found = attribute_reader(env, attribute)
+    assert found == names
+    assert read(env).shape == (2, len(names or ["x_threshold"]))
 
 
 def test_as_a_module(run, tmp_path):
@@ -140,6 +140,7 @@ def test_curves_are_those_beside_the_model_or_in_the_folder_that_is_given(run, t
         (["RUN", "--env", "Pendulum-v1"], r"gives Discrete\(2\), and Pendulum-v1 .* takes Box\(-2.0"),
         (["RUN", "--env", "CartPole-v1", "--probe", "nothing"], "no attribute 'nothing'"),
         (["RUN", "--env", "CartPole-v1", "--steps", "40", "--probe-names", "x"], "`names` must be as many as the 4"),
+        (["RUN", "--env", "CartPole-v1", "--probe", "spec"], "'spec' of the environments holds no numbers"),
         (["RUN", "--env", "CartPole-v1", "--vecnormalize", "nothing.pkl"], "nothing.pkl"),
         (["RUN", "--env", "CartPole-v1", "--algorithm", "json:loads"], r'"module:class".*json:loads'),
     ],
