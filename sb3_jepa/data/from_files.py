@@ -63,17 +63,12 @@ def read_file(
         observation_space = guessed[NO_KEY] if NO_KEY in guessed else spaces.Dict(guessed)
     observation_space = channels_first(observation_space)
     steps = _find_steps(path, arrays, len(next(iter(keyed.values()))))
-    if "actions" not in arrays:
-        action_space = None
-    elif action_space is None:
-        action_space = _guess_space("actions", arrays["actions"], "action_space")
-    return Recordings(
-        observation_space,
-        transpose(as_observations(keyed), observation_space),
-        action_space=action_space,
-        actions=arrays.get("actions"),
-        **steps,
-    )
+    if "actions" in steps and action_space is None:
+        action_space = _guess_space("actions", steps["actions"], "action_space")
+    elif "actions" not in steps and action_space is not None:
+        raise ValueError(f"`action_space` must be None for a file without 'actions', {path}, got {action_space}")
+    observations = transpose(as_observations(keyed), observation_space)
+    return Recordings(observation_space, observations, action_space=action_space, **steps)
 
 
 def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -90,25 +85,29 @@ def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _find_steps(path: pathlib.Path, arrays: dict[str, np.ndarray], n_rows: int) -> dict[str, np.ndarray]:
-    """The episodes of the rows, and their rewards and terminations if the file has them."""
-    steps = {name: arrays[name] for name in ("rewards", *END_ARRAYS) if name in arrays}
-    for name, array in steps.items():
-        if array.shape not in ((n_rows,), (n_rows, 1)):
-            raise ValueError(f"'{name}' of {path} must have the shape ({n_rows},), got {array.shape}")
-    rewards = steps.pop("rewards", None)
-    ends = {name: array.reshape(-1) > 0 for name, array in steps.items()}
-    found = {} if rewards is None else dict(rewards=rewards.reshape(-1))
+    """The episodes of the rows, and their actions, rewards and terminations if the file has them."""
+    for name in ("rewards", *END_ARRAYS):
+        if name in arrays and arrays[name].shape not in ((n_rows,), (n_rows, 1)):
+            raise ValueError(f"'{name}' of {path} must have the shape ({n_rows},), got {arrays[name].shape}")
+    steps: dict[str, np.ndarray] = {name: arrays[name] for name in ("episodes", "actions") if name in arrays}
+    if "actions" in steps and steps["actions"].shape[:1] != (n_rows,):
+        raise ValueError(
+            f"'actions' of {path} must have a row for each of {n_rows} observations, got {steps['actions'].shape}"
+        )
+    if "rewards" in arrays:
+        steps["rewards"] = arrays["rewards"].reshape(-1)
+    ends = {name: arrays[name].reshape(-1) > 0 for name in END_ARRAYS if name in arrays}
     if "terminals" in ends:
-        found["terminated"] = ends["terminals"]
+        steps["terminated"] = ends["terminals"]
     elif ends.keys() == {"dones", "timeouts"}:
-        found["terminated"] = ends["dones"] & ~ends["timeouts"]
-    if "episodes" in arrays:
-        return {"episodes": arrays["episodes"], **found}
-    starts = np.zeros((n_rows, 1), dtype=bool)
-    starts[0] = True
-    for end in ends.values():
-        starts[1:, 0] |= end[:-1]
-    return {"episodes": count_episodes(starts).reshape(-1), **found}
+        steps["terminated"] = ends["dones"] & ~ends["timeouts"]
+    if "episodes" not in steps:
+        starts = np.zeros((n_rows, 1), dtype=bool)
+        starts[0] = True
+        for end in ends.values():
+            starts[1:, 0] |= end[:-1]
+        steps["episodes"] = count_episodes(starts).reshape(-1)
+    return steps
 
 
 def _guess_space(name: str, array: np.ndarray, argument: str) -> spaces.Space:

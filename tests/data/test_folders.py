@@ -114,3 +114,20 @@ def test_folders_are_read(tmp_path):
     info.write_text(info.read_text().replace('"n_saved": 20', '"n_saved": 0'))
     with pytest.raises(ValueError, match="holds no observations yet"):
         read(tmp_path / "folder")
+
+
+def test_rows_that_were_written_and_not_saved_leave_no_action_behind(tmp_path):
+    def rows(n: int) -> dict[str, np.ndarray]:
+        return dict(observations=np.zeros((n, 3), np.float32), episodes=np.zeros(n, int))
+
+    settings = (spaces.Box(-1, 1, (3,)), 5, tmp_path, {}, spaces.Discrete(2))
+    interrupted = folders.RecordingWriter(*settings)
+    for n in (2, 3):
+        start = interrupted.append(rows(n))
+        interrupted.amend(start, dict(has_action=np.ones(n, bool), actions=np.ones(n, int)))
+        if n == 2:
+            interrupted.save()
+    writer = folders.RecordingWriter(*settings)
+    writer.skip_saved()
+    writer.append(rows(3))
+    assert writer.recordings().has_action.tolist() == [True, True, False, False, False]

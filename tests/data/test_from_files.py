@@ -41,17 +41,22 @@ def test_npz_files_with_keys(save, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "episodes"),
+    ("told", "episodes", "terminated"),
     [
-        (dict(), [0, 0, 0, 0, 0]),
-        (dict(episodes=[4, 4, 7, 4, 7]), [4, 4, 7, 4, 7]),
-        (dict(terminals=[0, 1, 0, 0, 0], timeouts=[0, 0, 0, 1, 0]), [0, 0, 1, 1, 2]),
-        (dict(dones=[[0.0], [0.0], [1.0], [0.0], [1.0]]), [0, 0, 0, 1, 1]),
+        (dict(), [0, 0, 0, 0, 0], None),
+        (dict(episodes=[4, 4, 7, 4, 7]), [4, 4, 7, 4, 7], None),
+        (dict(terminals=[0, 1, 0, 0, 0], timeouts=[0, 0, 0, 1, 0]), [0, 0, 1, 1, 2], [1]),
+        (dict(dones=[0, 1, 0, 1, 0], timeouts=[0, 1, 0, 0, 0]), [0, 0, 1, 1, 2], [3]),
+        (dict(dones=[[0.0], [0.0], [1.0], [0.0], [1.0]]), [0, 0, 0, 1, 1], None),
     ],
 )
-def test_what_a_file_says_of_episodes(told, episodes, tmp_path):
+def test_what_a_file_says_of_episodes(told, episodes, terminated, tmp_path):
     np.savez(tmp_path / "data.npz", observations=np.zeros((5, 2)), **told)
-    assert read_file(tmp_path / "data.npz").episodes.tolist() == episodes
+    recordings = read_file(tmp_path / "data.npz")
+    assert recordings.episodes.tolist() == episodes
+    assert (recordings.terminated is None) == (terminated is None)
+    if terminated is not None:
+        assert np.flatnonzero(recordings.terminated).tolist() == terminated
 
 
 @pytest.mark.parametrize(
@@ -83,12 +88,21 @@ def test_spaces_are_guessed(array, space, tmp_path):
             r"'dones' of .*data.npz must have the shape \(4,\), got \(3,\)",
         ),
         ({"observations": np.zeros(4), "observations.a": np.zeros(4)}, "got both"),
+        (dict(observations=np.zeros(4), rewards=np.zeros(3)), r"'rewards' of .*data.npz must have the shape \(4,\)"),
+        (dict(observations=np.zeros(4), actions=np.zeros((3, 2))), r"'actions' of .*data.npz .* row for each of 4 obs"),
+        (dict(observations=np.zeros(4), actions=np.zeros(4, bool)), "actions, bool.*cannot be.*Say `action_space`"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused(arrays, message, tmp_path):
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         read_file(tmp_path / "data.npz")
+
+
+def test_the_action_space_of_no_actions_is_refused(tmp_path):
+    np.save(tmp_path / "data.npy", np.zeros(4))
+    with pytest.raises(ValueError, match="`action_space` must be None for a file without 'actions'"):
+        read_file(tmp_path / "data.npy", action_space=spaces.Discrete(2))
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
