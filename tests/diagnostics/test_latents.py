@@ -129,7 +129,7 @@ def test_each_step_is_unrolled_with_its_own_action():
     assert float(doubled.predictor[2]) == pytest.approx((111.0**2 + 1110.0**2) / 2 / variance)
 
 
-def test_who_guesses_the_mean_has_an_error_of_one():
+def test_to_guess_the_mean_is_an_error_of_one():
     trajectory = linear_trajectory(4000, 0)
     mean = trajectory.targets.mean(dim=0)
     errors = unrolled_errors(lambda embeddings, actions: mean.expand_as(embeddings), [trajectory], horizon=3)
