@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_jepa.common.next_observations import terminal_observation
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.extractors.measuring import measure_inputs, n_inputs_to_measure
 from sb3_jepa.objectives import Objective
@@ -62,8 +63,8 @@ class FirstRollouts:
         if row == 0:
             self._timeouts = []
         for env_index, (done, info) in enumerate(zip(step_locals["dones"], step_locals["infos"], strict=True)):
-            observation = info.get("terminal_observation")
-            if done and observation is not None and info.get("TimeLimit.truncated", False):
+            observation = terminal_observation(done, info)
+            if observation is not None and info.get("TimeLimit.truncated", False):
                 reward = float(step_locals["rewards"][env_index])
                 self._timeouts.append(Timeout(row, env_index, reward, observation))
 
