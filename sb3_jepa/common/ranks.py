@@ -12,6 +12,8 @@ import torch as th
 from torch import distributed as dist
 from torch import nn
 
+from sb3_jepa.common.torch_privates import call_after_backward
+
 # Elsewhere, as in diagnostics of one rank, nobody else would answer
 _trains_jointly: ContextVar[bool] = ContextVar("trains_jointly", default=False)
 
@@ -173,8 +175,7 @@ def training_jointly(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         nonlocal is_queued
         if not is_queued:
             is_queued = True
-            # As DistributedDataParallel does: it is called when all gradients are there
-            th.autograd.Variable._execution_engine.queue_callback(end)
+            call_after_backward(end)
 
     def end() -> None:
         nonlocal is_queued

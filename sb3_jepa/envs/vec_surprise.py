@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_jepa.common import checks
 from sb3_jepa.common.files import reading, write_file
 from sb3_jepa.common.next_observations import true_next_observations
+from sb3_jepa.common.sb3_privates import wrap_env
 from sb3_jepa.extractors.measuring import n_inputs_to_measure
 from sb3_jepa.inspection.latent_model import LatentModel
 
@@ -123,7 +124,7 @@ class VecSurprise(VecEnvWrapper):
             )
         try:
             # As the model would see this environment: with the channels of images first
-            seen = model._wrap_env(self, verbose=0, monitor_wrapper=False)
+            seen = wrap_env(self, monitor_wrapper=False)
             check_for_correct_spaces(seen, model.observation_space, model.action_space)
         except ValueError as error:
             raise ValueError(

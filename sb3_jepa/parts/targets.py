@@ -8,6 +8,7 @@ from torch import nn
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.digests import id_of
+from sb3_jepa.common.torch_privates import interpolate_each
 from sb3_jepa.common.versions import Versions
 
 
@@ -93,7 +94,7 @@ class MomentumEncoder(TargetEncoder):
         own: list[th.Tensor] = list(self.encoder.parameters())
         # PyTorch objects to an empty list
         if own:
-            th._foreach_lerp_(own, list(encoder.parameters()), 1.0 - momentum)
+            interpolate_each(own, list(encoder.parameters()), 1.0 - momentum)
         self.copy_buffers(encoder)
 
     @th.no_grad()

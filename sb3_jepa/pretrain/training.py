@@ -17,6 +17,7 @@ from sb3_jepa.common import checks
 from sb3_jepa.common.digests import digest, id_of
 from sb3_jepa.common.files import in_memory, reading, write_file
 from sb3_jepa.common.random_numbers import isolated_random_numbers
+from sb3_jepa.common.sb3_privates import observation_space_of
 from sb3_jepa.common.settings import check_written_whole, differing_settings, readable
 from sb3_jepa.data.collection import check_progress_bar
 from sb3_jepa.data.readers import read_into
@@ -359,7 +360,7 @@ class Pretraining:
             settings=self.settings,
         )
         kwargs = self.settings["features_extractor_kwargs"]
-        write_pretrained(result, self.folder, self.encoder._observation_space, kwargs, about)
+        write_pretrained(result, self.folder, observation_space_of(self.encoder), kwargs, about)
 
     def _save_checkpoint(self) -> None:
         state = dict(
