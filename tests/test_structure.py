@@ -89,3 +89,18 @@ def test_no_file_is_longer_than_400_lines():
 
 def _n_lines(file: pathlib.Path) -> int:
     return len(file.read_text().splitlines())
+
+
+# Private names of the package's own objects, and of named tuples
+OWN_PRIVATES = {"_replace", "_frames", "_latest"}
+OWN_OBJECTS = {"self", "cls", "super()"}
+
+
+def test_private_names_of_others_are_used_in_one_file_for_each_of_them():
+    found = []
+    for module, file in FILES.items():
+        attributes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)]
+        private = [node for node in attributes if node.attr.startswith("_") and not node.attr.endswith("__")]
+        of_others = [node for node in private if ast.unparse(node.value) not in OWN_OBJECTS]
+        found += [(module, ast.unparse(node)) for node in of_others if node.attr not in OWN_PRIVATES]
+    assert {module for module, _ in found} == {f"sb3_jepa.common.{of}_privates" for of in ("sb3", "torch")}, found

@@ -66,6 +66,7 @@ class JointTraining(TrainingOnRanks):
             if self.rollout_buffer_class is None:
                 is_dict = isinstance(self.observation_space, spaces.Dict)
                 self.rollout_buffer_class = self.jepa_rollout_buffer_classes[is_dict]
+            checks.subclass("rollout_buffer_class", self.rollout_buffer_class, NextObservations)
             # These are saved: a path would be of no use where the file is not
             kwargs = self.policy_kwargs.get("objective_kwargs")
             if kwargs:

@@ -14,6 +14,7 @@ from stable_baselines3.her import HerReplayBuffer
 from sb3_jepa.buffers.rollout import NextObservationIndex, Transitions
 from sb3_jepa.common.actions import forget_graphs
 from sb3_jepa.common.observations import as_observations, by_key
+from sb3_jepa.common.sb3_privates import normalize_observations, samples_of_one_step, vec_normalize_of
 from sb3_jepa.extractors.preprocessing import takes_nan
 
 
@@ -103,7 +104,7 @@ class ReplaySource:
         n_rows = min(buffer.size(), -(-n_observations // buffer.n_envs))
         rows = np.arange(buffer.pos - n_rows, buffer.pos)
         arrays = {key: np.concatenate(array[rows]) for key, array in by_key(buffer.observations).items()}
-        return buffer._normalize_obs(as_observations(arrays), self.model._vec_normalize_env)
+        return normalize_observations(buffer, as_observations(arrays), vec_normalize_of(self.model))
 
     def on_step(self, row_locals: dict[str, Any]) -> None:
         """Count. The replay buffer knows next observations."""
@@ -128,11 +129,11 @@ class ReplaySource:
             # Negative for as many as there were steps, as in Stable-Baselines3
             n_updates = self.model.gradient_steps if self.model.gradient_steps >= 0 else self._n_rollout_steps
         for _ in range(n_updates):
-            env = self.model._vec_normalize_env
+            env = vec_normalize_of(self.model)
             if isinstance(buffer, NStepReplayBuffer):
                 # What comes next is a step away, whatever the algorithm bootstraps from
                 rows = np.random.randint(buffer.size(), size=batch_size)  # noqa: NPY002
-                samples = ReplayBuffer._get_samples(buffer, rows, env)
+                samples = samples_of_one_step(buffer, rows, env)
             else:
                 samples = buffer.sample(batch_size, env=env)
             # To save memory the buffer forgets the last observation of an episode, and gives the next one's first

@@ -132,6 +132,13 @@ class FrameStacks:
             raise ValueError("FrameStacks are no array yet: one can only be made as a copy")
         return np.asarray(self[:], dtype)
 
+    def first_rows(self, n_rows: int) -> "FrameStacks":
+        """
+        :param n_rows: How many
+        :return: These rows one after the other, ``(n_rows * environments, *observation shape)``
+        """
+        return self._of(self._frames[:n_rows].reshape(-1, self.obs_shape[0]))
+
     def swap_and_flatten(self) -> "FrameStacks":
         """
         :return: Environment by environment, ``(environments * rows, *observation shape)``, as

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSampl
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa.buffers.frames import FrameStacks, has_frames
+from sb3_jepa.common.next_observations import terminal_observation
 from sb3_jepa.common.observations import as_observations, by_key
 
 # Next observations that are embedded at once, if their targets are kept
@@ -70,10 +71,10 @@ class NextObservationIndex:
         :param infos: With the key ``"terminal_observation"`` where the step ended an episode
         """
         for env_index in np.flatnonzero(dones).tolist():
-            terminal_observation = infos[env_index].get("terminal_observation")
-            if terminal_observation is not None:
+            last = terminal_observation(True, infos[env_index])
+            if last is not None:
                 self._stored_index[row, env_index] = len(self._stored_observations)
-                self._store(observations, env_index, terminal_observation)
+                self._store(observations, env_index, last)
         self._last_observations = new_obs
         self._last_dones = dones
 

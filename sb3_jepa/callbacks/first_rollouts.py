@@ -9,7 +9,9 @@ from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_jepa.common.next_observations import terminal_observation
 from sb3_jepa.common.observations import as_observations, by_key
+from sb3_jepa.common.sb3_privates import last_lstm_states, set_last_lstm_states
 from sb3_jepa.extractors.measuring import measure_inputs, n_inputs_to_measure
 from sb3_jepa.objectives import Objective
 
@@ -62,8 +64,8 @@ class FirstRollouts:
         if row == 0:
             self._timeouts = []
         for env_index, (done, info) in enumerate(zip(step_locals["dones"], step_locals["infos"], strict=True)):
-            observation = info.get("terminal_observation")
-            if done and observation is not None and info.get("TimeLimit.truncated", False):
+            observation = terminal_observation(done, info)
+            if observation is not None and info.get("TimeLimit.truncated", False):
                 reward = float(step_locals["rewards"][env_index])
                 self._timeouts.append(Timeout(row, env_index, reward, observation))
 
@@ -136,7 +138,7 @@ def _evaluate_recurrent(
     """Step by step, since the states of the LSTM change too. They end up in the buffer and in the model."""
     buffer: Any = model.rollout_buffer
     policy: Any = model.policy
-    states = type(model._last_lstm_states)(  # type: ignore[attr-defined]
+    states = type(last_lstm_states(model))(
         *(
             tuple(th.as_tensor(array[0], device=model.device) for array in (hidden, cell))
             for hidden, cell in (
@@ -164,5 +166,5 @@ def _evaluate_recurrent(
             terminal_obs = policy.obs_to_tensor(timeout.observation)[0]
             value = policy.predict_values(terminal_obs, state, as_tensor([False]))
             buffer.rewards[row, timeout.env_index] = timeout.reward + model.gamma * float(value)
-    model._last_lstm_states = states  # type: ignore[attr-defined]
+    set_last_lstm_states(model, states)
     return policy.predict_values(last_obs, states.vf, as_tensor(dones))

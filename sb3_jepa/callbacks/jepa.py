@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import DISABLED, KVWriter
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_wrapper
@@ -20,6 +21,7 @@ from sb3_jepa.callbacks.first_rollouts import FirstRollouts
 from sb3_jepa.callbacks.followed_inputs import FollowedInputs
 from sb3_jepa.common import checks
 from sb3_jepa.common.ranks import n_ranks, rank
+from sb3_jepa.common.sb3_privates import n_episodes, total_timesteps
 from sb3_jepa.diagnostics import ObjectiveGauge, Verdict, assess
 from sb3_jepa.distributed.training import check_ranks
 from sb3_jepa.envs.vec_surprise import VecSurprise
@@ -207,12 +209,12 @@ class JepaCallback(BaseCallback):
 
     @property
     def _n_remaining_steps(self) -> int:
-        return self.model._total_timesteps - self.model.num_timesteps
+        return total_timesteps(self.model) - self.model.num_timesteps
 
     @property
     def _progress_remaining(self) -> float:
         # Not the model's own: at the start of a second learn() that is still the first one's
-        return max(0.0, self._n_remaining_steps / max(1, self.model._total_timesteps))
+        return max(0.0, self._n_remaining_steps / max(1, total_timesteps(self.model)))
 
     def _on_rollout_start(self) -> None:
         # Who calls collect_rollouts() without learn() starts no training
@@ -287,9 +289,10 @@ class JepaCallback(BaseCallback):
         at the last time step there is the update before already. Off-policy, that is so if an episode just ended.
         """
         if not isinstance(self.model, OnPolicyAlgorithm):
-            n_episodes, interval = self.model._episode_num, self.locals.get("log_interval") or np.inf
+            assert isinstance(self.model, OffPolicyAlgorithm)
+            n_all, interval = n_episodes(self.model), self.locals.get("log_interval") or np.inf
             n_ended = np.sum(self.locals.get("dones", 0))
-            is_logged = n_episodes // interval > (n_episodes - n_ended) // interval
+            is_logged = n_all // interval > (n_all - n_ended) // interval
             return self.num_timesteps + int(is_logged) * self.training_env.num_envs
         buffer = self.model.rollout_buffer
         # A rollout that was stopped has no point of its own. Of its last step, the buffer does not know.

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from sb3_jepa.callbacks.every_n_rollouts import EveryNRollouts
 from sb3_jepa.common import checks
+from sb3_jepa.common.sb3_privates import last_observations
 from sb3_jepa.diagnostics.pictures import new_figure
 from sb3_jepa.inspection.episodes import EpisodeRecorder, executed_actions
 from sb3_jepa.inspection.latent_model import LatentModel
@@ -85,7 +86,7 @@ class PictureCallback(EveryNRollouts):
 
     def _on_step(self) -> bool:
         step = self.locals
-        before: Any = self.model._last_obs
+        before = last_observations(self.model)
         self._recorder.record_step(
             before, executed_actions(step), step["rewards"], step["new_obs"], step["dones"], step["infos"]
         )

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_jepa.callbacks.every_n_rollouts import EveryNRollouts
 from sb3_jepa.callbacks.jepa import dump_last_scalars
 from sb3_jepa.common import checks
+from sb3_jepa.common.next_observations import terminal_observation
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.diagnostics import probe_episodes
 from sb3_jepa.envs.pixels import state_names
@@ -107,7 +108,8 @@ class ProbeCallback(EveryNRollouts):
             if self.info_key is None:
                 episode = self._episode_of_env[env]
             elif done:
-                observation = dict(by_key(infos[env].get("terminal_observation", {})))
+                last = terminal_observation(True, infos[env])
+                observation = {} if last is None else dict(by_key(last))
             if observation:
                 self._samples.append((observation, rows[env], episode))
         return True

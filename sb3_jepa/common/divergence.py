@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch as th
 from torch import nn
 
+from sb3_jepa.common.torch_privates import norms
+
 # A network with larger parameters no longer learns
 LARGE_PARAMETER = 1e3
 CAUSES = (
@@ -27,7 +29,7 @@ def check_gradients(optimizer: th.optim.Optimizer, others: Iterable[th.optim.Opt
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients or gradients[0].device.type != "cpu":
         return
-    if not th.stack(th._foreach_norm(gradients)).isfinite().all():
+    if not th.stack(norms(gradients)).isfinite().all():
         raise ValueError(
             f"The training has diverged: a gradient is NaN or infinite, at {describe_rates([optimizer, *others])}. The "
             f"parameters are still those of before this step. {CAUSES}"
@@ -50,8 +52,8 @@ def describe_divergence(parameters: Iterable[th.Tensor]) -> str | None:
     :return: What is wrong with them; None if nothing is
     """
     # Skip parameters of no elements, such as the class tokens of an encoder that has none
-    norms = th._foreach_norm([parameter for parameter in parameters if parameter.numel() > 0], float("inf"))
-    largest = th.stack([norm.float() for norm in norms]).max()
+    largest_of_each = norms([parameter for parameter in parameters if parameter.numel() > 0], float("inf"))
+    largest = th.stack([one.float() for one in largest_of_each]).max()
     if not largest.isfinite():
         return "its parameters are NaN or infinite"
     return f"it has parameters as large as {float(largest):.1e}" if largest > LARGE_PARAMETER else None

@@ -12,6 +12,8 @@ import torch as th
 from torch import distributed as dist
 from torch import nn
 
+from sb3_jepa.common.torch_privates import call_after_backward
+
 # Join only while all ranks train: in the diagnostics of one rank, a collective would wait for the others for ever
 _trains_jointly: ContextVar[bool] = ContextVar("trains_jointly", default=False)
 
@@ -173,8 +175,8 @@ def training_jointly(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         nonlocal is_queued
         if not is_queued:
             is_queued = True
-            # Called at the end of the backward pass, when all gradients are there, as in DistributedDataParallel
-            th.autograd.Variable._execution_engine.queue_callback(end)
+            # When all gradients are there, as in DistributedDataParallel
+            call_after_backward(end)
 
     def end() -> None:
         nonlocal is_queued

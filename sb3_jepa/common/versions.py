@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch as th
 
+from sb3_jepa.common.torch_privates import version
+
 
 class Versions:
     """
@@ -14,7 +16,7 @@ class Versions:
     """
 
     def __init__(self, tensors: Sequence[th.Tensor] = ()):
-        self._versions = [(tensor, tensor._version) for tensor in tensors]
+        self._versions = [(tensor, version(tensor)) for tensor in tensors]
 
     def match(self, tensors: Sequence[th.Tensor]) -> bool:
         """
@@ -22,6 +24,6 @@ class Versions:
         :return: Whether they are the same objects, and were not changed since
         """
         return len(tensors) == len(self._versions) and all(
-            tensor is one and tensor._version == version
-            for tensor, (one, version) in zip(tensors, self._versions, strict=True)
+            tensor is one and version(tensor) == known
+            for tensor, (one, known) in zip(tensors, self._versions, strict=True)
         )

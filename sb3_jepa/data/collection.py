@@ -21,6 +21,7 @@ from sb3_jepa.common.digests import id_of
 from sb3_jepa.common.next_observations import terminal_observation
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.random_numbers import isolated_random_numbers
+from sb3_jepa.common.sb3_privates import wrap_env
 from sb3_jepa.common.spaces import ARRAY_SPACES
 from sb3_jepa.data.folders import NotRepeatedError, RecordingWriter
 from sb3_jepa.data.recordings import Recordings
@@ -175,7 +176,7 @@ def _wrap(env: Any) -> VecEnv:
     if not isinstance(env, (str, gym.Env, VecEnv)):
         raise ValueError(f"`env` must be the ID of an environment, a gymnasium.Env or a VecEnv, got {env!r}")
     try:
-        return BaseAlgorithm._wrap_env(make_vec_env(env) if isinstance(env, str) else env, verbose=0)
+        return wrap_env(make_vec_env(env) if isinstance(env, str) else env)
     except gym.error.Error as error:
         raise ValueError(f"`env` must be the ID of an environment, got {env!r}. {error}") from error
 

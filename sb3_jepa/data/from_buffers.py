@@ -61,7 +61,7 @@ def _executed(actions: np.ndarray, space: spaces.Box, is_scaled: bool) -> np.nda
 
 def _flatten(array: Any, n_steps: int, is_flat: bool, space: spaces.Space) -> Any:
     if isinstance(array, FrameStacks):
-        return array if is_flat else array._of(array._frames[:n_steps].reshape(-1, array.obs_shape[0]))
+        return array if is_flat else array.first_rows(n_steps)
     # Buffers give a number an axis, which a policy does not
     return (array if is_flat else array[:n_steps]).reshape(-1, *(space.shape or ()))
 

@@ -8,6 +8,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_jepa.common.torch_privates import add_to_each
 from sb3_jepa.objectives.output import ObjectiveOutput
 from sb3_jepa.parts.losses import covariance_loss, deviation_loss, prediction_loss
 
@@ -135,7 +136,7 @@ class ObjectiveGauge(nn.Module):
         if not self._term_sums:
             self._term_sums = {name: term.clone() for name, term in output.terms.items()}
         else:
-            th._foreach_add_(list(self._term_sums.values()), [output.terms[name] for name in self._term_sums])
+            add_to_each(list(self._term_sums.values()), [output.terms[name] for name in self._term_sums])
         self.n_samples += len(embedding)
         self.n_minibatches += 1
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
 from sb3_jepa.common import ranks
+from sb3_jepa.common.sb3_privates import add_episodes
 from sb3_jepa.distributed.running_statistics import RunningStatistics
 
 # What Monitor, and environments with a goal, tell about an episode
@@ -52,6 +52,6 @@ class RanksCallback(CallbackList):
         for number, of_rank in enumerate(episodes):
             # Its own are known
             if number != ranks.rank():
-                self.model._update_info_buffer(of_rank, np.ones(len(of_rank), dtype=bool))
+                add_episodes(self.model, of_rank)
         self._episodes = []
         super()._on_rollout_end()

@@ -7,6 +7,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_jepa.common.sb3_privates import wrap_env
 from sb3_jepa.envs.pixels import make_pixel_vec_env
 from sb3_jepa.extractors.finding import find_encoders
 from sb3_jepa.extractors.tokenization import count_frames
@@ -25,7 +26,7 @@ def make_env_for(model: BaseAlgorithm, env_id: str, n_envs: int = 8, seed: int |
     :raises ValueError: If the observations do not fit
     """
     try:
-        env = BaseAlgorithm._wrap_env(make_vec_env(env_id, n_envs=n_envs, seed=seed), verbose=0)
+        env = wrap_env(make_vec_env(env_id, n_envs=n_envs, seed=seed))
     except gym.error.Error as error:
         raise ValueError(f"`env_id` must be the ID of an environment, got {env_id!r}. {error}") from error
     wanted = model.observation_space

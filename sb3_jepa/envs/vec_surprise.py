@@ -15,12 +15,13 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.files import reading, write_file
-from sb3_jepa.common.observations import as_observations, by_key
+from sb3_jepa.common.next_observations import true_next_observations
+from sb3_jepa.common.sb3_privates import wrap_env
 from sb3_jepa.extractors.measuring import n_inputs_to_measure
 from sb3_jepa.inspection.latent_model import LatentModel
 
 # Keys of a step's info
-SURPRISE, EXTRINSIC_REWARD, TERMINAL = "surprise", "extrinsic_reward", "terminal_observation"
+SURPRISE, EXTRINSIC_REWARD = "surprise", "extrinsic_reward"
 
 
 class VecSurprise(VecEnvWrapper):
@@ -123,7 +124,7 @@ class VecSurprise(VecEnvWrapper):
             )
         try:
             # As the model would see this environment: with the channels of images first
-            seen = model._wrap_env(self, verbose=0, monitor_wrapper=False)
+            seen = wrap_env(self, monitor_wrapper=False)
             check_for_correct_spaces(seen, model.observation_space, model.action_space)
         except ValueError as error:
             raise ValueError(
@@ -159,11 +160,10 @@ class VecSurprise(VecEnvWrapper):
         surprises = np.zeros(self.num_envs, dtype=np.float32)
         extrinsic_rewards = rewards
         if self._latent_model is not None and self._is_ready:
-            led_to = _with_terminal_observations(observations, dones, infos)
             # Only foreign vectorised environments leave out an episode's last observation
-            is_unknown = [done and TERMINAL not in info for done, info in zip(dones, infos, strict=True)]
+            led_to, is_known = true_next_observations(observations, dones, infos)
             surprises = self._latent_model.surprise(self._last_observations, self._actions, led_to)
-            surprises = np.where(is_unknown, np.float32(0), surprises)
+            surprises = np.where(is_known, surprises, np.float32(0))
             if self.training:
                 self.returns = self.returns * self.gamma + surprises
                 self.return_rms.update(self.returns)
@@ -238,17 +238,6 @@ class VecSurprise(VecEnvWrapper):
                 raise TypeError(f"it holds a {type(wrapper).__name__}")
         wrapper.set_venv(venv)
         return wrapper
-
-
-def _with_terminal_observations(observations: Any, dones: np.ndarray, infos: Any) -> Any:
-    """What a step led to: where an episode ended, its last observation and not the first of the next one."""
-    if not np.any(dones):
-        return observations
-    led_to = {key: np.array(array) for key, array in by_key(observations).items()}
-    for index in np.flatnonzero(dones):
-        for key, terminal in by_key(infos[index].get(TERMINAL, {})).items():
-            led_to[key][index] = terminal
-    return as_observations(led_to)
 
 
 def _n_normalizing(venv: VecEnv | None) -> int:

@@ -10,6 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_jepa.common.next_observations import true_next_observations
 from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
 from sb3_jepa.extractors.tokenization import count_frames, is_bytes, is_picture
 
@@ -54,15 +55,13 @@ class EpisodeRecorder:
         variables: np.ndarray | None = None,
     ) -> None:
         """Record a step of all environments, with ``variables`` of before it, ``(environments, variables)``."""
+        led_to, _ = true_next_observations(new_observations, dones, infos)
         for env in range(self.n_envs):
             # Copy: a view would keep the observations of all environments in memory
             before = {key: np.array(array[env]) for key, array in by_key(observations).items()}
-            after = {key: array[env] for key, array in by_key(new_observations).items()}
-            if dones[env]:
-                after = dict(by_key(infos[env].get("terminal_observation", as_observations(after))))
             of_env = None if variables is None else variables[env]
             self._steps[env].append((before, actions[env], float(rewards[env]), of_env))
-            self._last[env] = after
+            self._last[env] = {key: array[env] for key, array in by_key(led_to).items()}
             if dones[env] or len(self._steps[env]) == self.max_steps:
                 self._ended.append(self._episode(env))
                 self._steps[env] = []

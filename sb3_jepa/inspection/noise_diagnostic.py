@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_jepa.common import checks
 from sb3_jepa.common.files import reading
 from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
+from sb3_jepa.common.sb3_privates import normalize_observations
 from sb3_jepa.diagnostics.feature_noise import FeatureNoise, feature_noise, named_features
 
 # Numbers in the pairs of observations that are compared by default: all of a buffer of vectors, and some two thousand
@@ -118,7 +119,7 @@ def noise_diagnostic(
 
 def _preprocessed(buffer: ReplayBuffer, view: Any, env: VecNormalize | None) -> dict[str, np.ndarray]:
     tensors = preprocess_obs(
-        obs_as_tensor(buffer._normalize_obs(view, env), th.device("cpu")), buffer.observation_space
+        obs_as_tensor(normalize_observations(buffer, view, env), th.device("cpu")), buffer.observation_space
     )
     return {key: tensor.numpy() for key, tensor in by_key(tensors).items()}
 

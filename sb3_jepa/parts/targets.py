@@ -8,6 +8,7 @@ from torch import nn
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.digests import id_of
+from sb3_jepa.common.torch_privates import interpolate_each
 from sb3_jepa.common.versions import Versions
 
 
@@ -105,7 +106,7 @@ class MomentumEncoder(TargetEncoder):
         own: list[th.Tensor] = list(self.encoder.parameters())
         # PyTorch refuses an empty list
         if own:
-            th._foreach_lerp_(own, list(target_module(encoder).parameters()), 1.0 - momentum)
+            interpolate_each(own, list(target_module(encoder).parameters()), 1.0 - momentum)
         self.copy_buffers(encoder)
 
     @th.no_grad()

@@ -15,12 +15,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
-from torch.distributions import Distribution
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.actions import forget_graphs
 from sb3_jepa.common.files import in_memory, replace_when_complete
 from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
+from sb3_jepa.common.sb3_privates import best_actions
+from sb3_jepa.common.torch_privates import without_distribution_checks
 
 
 class ActingPolicy(nn.Module):
@@ -47,7 +48,7 @@ class ActingPolicy(nn.Module):
         :param observation: ``(batch, *observation shape)``, raw: images are uint8
         :return: Actions ``(batch, *action shape)``
         """
-        actions = self.policy._predict(observation, deterministic=True)
+        actions = best_actions(self.policy, observation)
         space = self.policy.action_space
         assert space.shape is not None
         actions = actions.reshape(-1, *space.shape)
@@ -109,11 +110,6 @@ def export_policy(model: BaseAlgorithm, path: str | pathlib.Path) -> None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without the checks of distributions, which cannot be exported, and without PyTorch's warnings about itself."""
-    validates = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        Distribution.set_default_validate_args(validates)
+    with without_distribution_checks(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -23,8 +23,8 @@ from sb3_jepa.extractors.preprocessing import preprocess, takes_nan
 from sb3_jepa.extractors.teachers import describe_teacher, make_teacher
 from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
 from sb3_jepa.parts import attach_loss
-from sb3_jepa.policies.callers import check_algorithm, steps_for_grad_scaler
 from sb3_jepa.policies.files import PolicyFiles
+from sb3_jepa.policies.unsuited_algorithms import OFF_POLICY_NETWORKS, NotForOffPolicyError, WithoutTransitionsError
 
 
 class JointPolicy(PolicyFiles):
@@ -37,7 +37,8 @@ class JointPolicy(PolicyFiles):
 
     An algorithm of your own that multiplies its loss before ``backward()`` says so in the attribute ``loss_scale``,
     before it evaluates a minibatch: ``1 / n`` to accumulate the gradients of ``n``, ``scaler.get_scale()`` for a
-    ``GradScaler``, a number or a scalar tensor. Until then (None, as 1), what needs another scale is refused.
+    ``GradScaler``, a number or a scalar tensor. Until then (None, as 1), what needs another scale is refused. (A
+    ``GradScaler`` is noticed if the optimiser is fused, as it is by default.)
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -62,8 +63,7 @@ class JointPolicy(PolicyFiles):
     :param optimizer_kwargs: Additional keyword arguments to pass to the optimizer. Adam gets Stable-Baselines3's
         ``eps=1e-5`` and the faster ``fused=True`` unless they are given.
     :param kwargs: The further parameters of the policy that this is mixed into
-    :raises ValueError: If an argument is out of range, or if the algorithm that builds the policy has no rollout buffer
-        that yields transitions
+    :raises ValueError: If an argument is out of range; when it is about to be trained without transitions
     """
 
     # Both are a ModuleDict, with the names of the encoders that learn
@@ -90,7 +90,8 @@ class JointPolicy(PolicyFiles):
         optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        check_algorithm()
+        if "n_critics" in kwargs:
+            raise NotForOffPolicyError(type(self), "n_critics")
         objective_for = checks.choice("objective_for", objective_for, ("actor", "critic", "both"))
         share_features_extractor = checks.flag("share_features_extractor", share_features_extractor)
         normalize_images = checks.flag("normalize_images", normalize_images)
@@ -158,6 +159,11 @@ class JointPolicy(PolicyFiles):
         )
         self.gauges = nn.ModuleDict({name: ObjectiveGauge() for name in learners})  # type: ignore[assignment]
 
+    def __getattr__(self, name: str) -> Any:
+        if name in OFF_POLICY_NETWORKS:
+            raise NotForOffPolicyError(type(self), name)
+        return super().__getattr__(name)
+
     @property
     def encoders(self) -> dict[str, BaseFeaturesExtractor]:
         """The context encoders: ``"shared"``, or ``"actor"`` and ``"critic"``."""
@@ -181,6 +187,8 @@ class JointPolicy(PolicyFiles):
     def _register_optimizer_hooks(self) -> None:
         # Set by every minibatch whose features carry the objective's loss, cleared by the optimiser step
         self._loss_attached = False
+        # Whether the policy was put in training mode, and no optimiser step has followed yet
+        self._update_begins = False
         # Names of the encoders whose loss a backward pass has reached since the last step
         self._reached: set[str] = set()
         self._hooked_optimizer = self.optimizer
@@ -229,17 +237,14 @@ class JointPolicy(PolicyFiles):
 
     def _check_loss_attached(self) -> None:
         if not self._loss_attached:
-            raise RuntimeError(
-                "JepaPolicy was about to be trained without its JEPA loss, since it was given observations and not "
-                "transitions. Train it with an algorithm of sb3_jepa, or with "
-                "`rollout_buffer_class=sb3_jepa.JepaRolloutBuffer`"
-            )
-        if self._reached and self.loss_scale is None and steps_for_grad_scaler():
+            raise WithoutTransitionsError(type(self))
+        # A GradScaler lends this attribute to a fused optimiser for the step
+        if self._reached and self.loss_scale is None and hasattr(self.optimizer, "found_inf"):
             raise RuntimeError(
                 "A GradScaler was about to divide the gradient of a JEPA loss that it has not multiplied. Set "
                 "`policy.loss_scale = scaler.get_scale()` before each minibatch is evaluated"
             )
-        self._loss_attached = False
+        self._loss_attached = self._update_begins = False
         self._reached.clear()
 
     def _check_backward(self, name: str, _: th.Tensor) -> None:
@@ -332,13 +337,27 @@ class JointPolicy(PolicyFiles):
                 )
         return super().forward(obs, *args, **kwargs)  # type: ignore[arg-type]
 
+    def get_distribution(self, obs: PyTorchObs, *args: Any, **kwargs: Any) -> Any:
+        """
+        Get the current policy distribution given the observations.
+
+        :param obs: Observation
+        :param args: The further parameters of the policy that this is mixed into
+        :param kwargs: The further parameters of the policy that this is mixed into
+        :return: The action distribution
+        :raises ValueError: If an update begins with it, as those of TRPO, which have no transitions
+        """
+        if self._update_begins and not self._loss_attached and th.is_grad_enabled():
+            raise WithoutTransitionsError(type(self))
+        return super().get_distribution(obs, *args, **kwargs)
+
     def set_training_mode(self, mode: bool) -> None:
         """
         Put the policy in either training or evaluation mode. The target encoder stays in evaluation mode.
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """
-        self._loss_attached = False
+        self._update_begins, self._loss_attached = mode, False
         self._reached.clear()
         # Somebody may have given the policy another optimiser
         if self.optimizer is not self._hooked_optimizer:

@@ -60,15 +60,26 @@ def test_stock_maskable_ppo_with_the_buffer():
         (PPO, RecurrentJepaPolicy, "PPO takes the policy JepaPolicy, got RecurrentJepaPolicy"),
         (MaskablePPO, JepaPolicy, "MaskablePPO takes the policy MaskableJepaPolicy, got JepaPolicy"),
         (RecurrentPPO, JepaPolicy, "RecurrentPPO takes the policy RecurrentJepaPolicy, got JepaPolicy"),
-        (StockPPO, JepaPolicy, "PPO cannot train a JepaPolicy"),
-        (sb3_contrib.RecurrentPPO, RecurrentJepaPolicy, "RecurrentPPO cannot train a JepaPolicy"),
-        (sb3_contrib.MaskablePPO, MaskableJepaPolicy, "MaskablePPO cannot train a JepaPolicy"),
-        (sb3_contrib.TRPO, JepaPolicy, "TRPO cannot train a JepaPolicy"),
     ],
 )
 def test_algorithms_and_policies_that_do_not_belong_together(algorithm, policy, message):
     with pytest.raises(ValueError, match=message):
         algorithm(policy, make_counting_env(), policy_kwargs=SMALL_POLICY)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy"),
+    [
+        (StockPPO, JepaPolicy),
+        (sb3_contrib.RecurrentPPO, RecurrentJepaPolicy),
+        (sb3_contrib.MaskablePPO, MaskableJepaPolicy),
+        (sb3_contrib.TRPO, JepaPolicy),
+    ],
+)
+def test_algorithms_without_transitions_are_refused_before_a_step_of_the_optimiser(algorithm, policy):
+    model = algorithm(policy, make_counting_env(), n_steps=8, batch_size=8, policy_kwargs=SMALL_POLICY)
+    with pytest.raises(ValueError, match=f"{policy.__name__} was about to be trained without its JEPA loss"):
+        model.learn(16, **({"use_masking": False} if policy is MaskableJepaPolicy else {}))
 
 
 @pytest.mark.parametrize(

@@ -156,11 +156,22 @@ def test_target_follows_each_optimiser_step_by_the_momentum_formula(pixel_cartpo
         assert ours.grad is None
 
 
-def test_stock_ppo_without_the_buffer_is_refused_at_construction(pixel_cartpole):
-    for algorithm in (stable_baselines3.PPO, stable_baselines3.A2C, stable_baselines3.DQN):
-        with pytest.raises(ValueError, match=r"rollout_buffer_class=sb3_jepa\.JepaRolloutBuffer"):
-            algorithm(JepaPolicy, pixel_cartpole, policy_kwargs=dict(SMALL_POLICY))
-    with pytest.raises(ValueError, match="JepaRolloutBuffer"):
+@pytest.mark.parametrize("algorithm", [stable_baselines3.PPO, stable_baselines3.A2C])
+def test_stock_algorithms_without_the_buffer_are_refused_before_a_parameter_changes(algorithm, pixel_cartpole):
+    model = algorithm(JepaPolicy, pixel_cartpole, n_steps=8, policy_kwargs=dict(SMALL_POLICY))
+    before = copy.deepcopy(model.policy.state_dict())
+    with pytest.raises(ValueError, match=r"rollout_buffer_class=sb3_jepa\.JepaRolloutBuffer"):
+        model.learn(16)
+    assert all(th.equal(before[name], value) for name, value in model.policy.state_dict().items())
+
+
+def test_what_can_never_have_transitions_is_refused_at_construction(pixel_cartpole):
+    with pytest.raises(ValueError, match=r"off-policy algorithm cannot train a JepaPolicy.*rollout_buffer_class"):
+        stable_baselines3.DQN(JepaPolicy, pixel_cartpole, buffer_size=10, policy_kwargs=dict(SMALL_POLICY))
+    for algorithm in (stable_baselines3.SAC, stable_baselines3.TD3, stable_baselines3.DDPG):
+        with pytest.raises(ValueError, match="off-policy algorithm cannot train a JepaPolicy"):
+            algorithm(JepaPolicy, "Pendulum-v1", buffer_size=10, policy_kwargs=dict(SMALL_POLICY))
+    with pytest.raises(ValueError, match=r"`rollout_buffer_class` must be.*NextObservations"):
         PPO(
             JepaPolicy,
             pixel_cartpole,
@@ -170,18 +181,17 @@ def test_stock_ppo_without_the_buffer_is_refused_at_construction(pixel_cartpole)
 
 
 def test_training_without_transitions_is_refused_by_the_optimiser(pixel_cartpole):
-    # Whatever escapes the check at construction
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     model.rollout_buffer = stable_baselines3.common.buffers.RolloutBuffer(
         16, model.observation_space, model.action_space, device="cpu", n_envs=2
     )
-    with pytest.raises(RuntimeError, match="without its JEPA loss"):
+    with pytest.raises(ValueError, match="without its JEPA loss"):
         model.learn(32)
     # ... at any step, not at the first one alone
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO).learn(64)
     model.policy.optimizer.zero_grad()
     model.policy.predict_values(th.zeros(2, 3, 32, 48)).sum().backward()
-    with pytest.raises(RuntimeError, match="without its JEPA loss"):
+    with pytest.raises(ValueError, match="without its JEPA loss"):
         model.policy.optimizer.step()
 
 
