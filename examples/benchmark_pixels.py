@@ -41,7 +41,7 @@ def main() -> None:
     envs = {}
     for name, wrap in (("Gymnasium's wrappers", with_gymnasium), ("PixelObservation", PixelObservation)):
         envs[name] = wrap(gym.make("CartPole-v1", render_mode="rgb_array"))
-    # In turns, so that whatever else the machine does slows both
+    # Take turns, so that other load on the machine slows both
     rates: dict[str, list[float]] = {name: [] for name in envs}
     for _ in range(arguments.repeats):
         for name, env in envs.items():

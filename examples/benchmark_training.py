@@ -117,7 +117,7 @@ class Timed:
         self.model.train = counted
         self.go_on(is_first=False)
         self.model.train = train
-        # To count takes time
+        # Drop the times of this rollout: counting slows it
         for values in self.seconds.values():
             values.pop()
         return counter.get_total_flops()
@@ -161,7 +161,7 @@ def main() -> None:
         products.append(product_flops())
         for training in trainings.values():
             training.go_on(is_first=repeat == 0)
-    # In turns, as all else
+    # Take turns, as above
     latencies = [
         {name: training.action_milliseconds() for name, training in trainings.items()} for _ in range(arguments.repeats)
     ]

@@ -28,7 +28,7 @@ def main() -> None:
     # The safe choice: a second thread makes a little faster where a core is idle, and many times slower where none is
     th.set_num_threads(1)
     env = make_pixel_vec_env("CartPole-v1", n_envs=8, seed=arguments.seed)
-    # Otherwise the errors of a critic that predicts returns in the hundreds drown all else in the shared encoder
+    # A critic that predicts returns in the hundreds would dominate the gradient of the shared encoder
     env = VecNormalize(env, norm_obs=False)
     model = PPO(JepaPolicy, env, tensorboard_log=arguments.logdir, seed=arguments.seed)
     model.learn(arguments.timesteps, tb_log_name="cartpole", progress_bar=True)

@@ -1,4 +1,38 @@
-"""Joint-Embedding Predictive Architectures for Stable-Baselines3."""
+"""
+Joint-Embedding Predictive Architectures for Stable-Baselines3: a representation that predicts its own future, trained
+beside the policy. ``PPO(JepaPolicy, env).learn(100_000)`` is all that changes in a script.
+
+The folders, from the ground up; each imports only those above it in this list:
+
+- ``common``: checks of arguments, files, observations by key, ranks. No learning.
+- ``parts``: tokenizers, transformer, predictors, masks, targets, losses. Pure PyTorch, as are the next two.
+- ``objectives``: what is learned, a file for each method. A new loss is one more file here.
+- ``diagnostics``: measures of collapse, probes, attention, and pictures of them
+- ``buffers``: rollout and replay buffers of Stable-Baselines3 that know what came next
+- ``extractors``: the context encoder as features extractor, and encoder files
+- ``policies``: actor-critic policies that learn the objective in the backward pass of their algorithm
+- ``alternating``: training of encoders between the rollouts of any algorithm
+- ``inspection``: a trained model's embeddings, predictions, surprise and episodes
+- ``envs``: pixel environments, and surprise as a reward
+- ``distributed``: training of one model in several processes
+- ``callbacks``: what belongs into ``learn(callback=...)``
+- ``algorithms``: Stable-Baselines3's with all of this added; a new algorithm is one more folder or file here
+- ``data``: recordings of episodes, and readers of such
+- ``pretrain``: learning an encoder from recordings alone
+- ``report``: a page that shows what a model has learned
+
+The methods, and where their code is:
+
+- *JEPA for RL* (arXiv 2504.16591): ``objectives/next_latent.py`` and ``policies/joint.py``
+- *T-JEPA* (arXiv 2410.05016): ``objectives/t_jepa.py``
+- *SALT* (arXiv 2509.24317): ``objectives/salt.py`` and ``pretrain/salt.py``
+- *DMT-JEPA* (arXiv 2405.17995): ``objectives/dmt_jepa.py``
+- implicit bias (arXiv 2407.03475): ``diagnostics/feature_noise.py`` and ``inspection/noise_diagnostic.py``
+- Not there yet, with the folder that each belongs into: *TD-JEPA* and *ACT-JEPA* (``algorithms``), *seq-JEPA*
+  (``extractors``), *AD-L-JEPA* (``objectives``, its tokens in ``parts``), *UI-JEPA* (``pretrain``)
+
+``old_paths`` lets files that were saved before the folders were made find their classes.
+"""
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any

@@ -21,18 +21,11 @@ class OldPaths(MetaPathFinder, Loader):
     """Lets an import of a module that has moved find the names of the one where they are now."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """
-        :param fullname: Name of a module that no file has
-        :param path: Not used
-        :param target: Not used
-        :return: How to load it; None if it never existed
-        """
+        """How to load a module that no file has; None if it never existed."""
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """
-        :param module: Under its old name, to be filled
-        """
+        """Fill a module that has its old name."""
         names = vars(import_module(MOVED[module.__name__]))
         vars(module).update({name: value for name, value in names.items() if not name.startswith("__")})
 

@@ -1,9 +1,12 @@
 """Environments the tests share."""
 
+import csv
+import importlib
 import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -108,6 +111,30 @@ def run_example(script: str, *arguments: str, cwd: pathlib.Path | None = None) -
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+@pytest.fixture
+def load_script(monkeypatch):
+    """Imports a script of ``examples/pretraining``, which may import others of that folder."""
+    monkeypatch.syspath_prepend(EXAMPLES / "pretraining")
+    return importlib.import_module
+
+
+@pytest.fixture
+def run_script(load_script, monkeypatch, tmp_path):
+    """Runs such a script, and returns the rows of its results, a CSV file beside its figure in a new folder."""
+    pytest.importorskip("pandas")
+    pytest.importorskip("matplotlib")
+
+    def run(name: str, *arguments: Any, results: str = "") -> list[dict[str, str]]:
+        paths = ("--folder", tmp_path / "runs", "--out", tmp_path / "results")
+        monkeypatch.setattr(sys, "argv", [name, *map(str, (*arguments, *paths))])
+        load_script(name).main()
+        assert (tmp_path / "results" / f"{results or name}.png").stat().st_size > 5_000
+        with (tmp_path / "results" / f"{results or name}.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    return run
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import stable_baselines3
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -23,6 +24,7 @@ from sb3_jepa import (
     save_encoder,
 )
 from sb3_jepa.algorithms.saved_models import load_model
+from sb3_jepa.extractors.files import describe_encoder
 from sb3_jepa.pretrain import Recordings, read_file, record_env
 from sb3_jepa.pretrain.__main__ import main as pretrain_main
 from sb3_jepa.report.__main__ import main as report_main
@@ -70,6 +72,11 @@ def whole(tmp_path_factory) -> pathlib.Path:
     np.savez_compressed(folder / "pressed.npz", observations=rows)
     record_env(make_env(), 60, folder / "recordings", progress_bar=False)
     pretrain(make_recordings(), folder / "pretrained", device="cpu", **PRETRAINING)
+    # As an earlier sb3_jepa wrote it
+    (folder / "before").mkdir()
+    described = describe_encoder(folder / "pretrained")
+    th.save(read_encoder(folder / "pretrained").state_dict(), folder / "before" / "encoder.pth")
+    (folder / "before" / "encoder.json").write_text(json.dumps(dict(described, file="encoder.pth")))
     return folder
 
 
@@ -97,7 +104,8 @@ READERS = {
     "load_encoder of .pth": ("encoder.pth", load_into_model),
     "load_encoder of .safetensors": ("encoder.safetensors", load_into_model),
     "read_encoder": ("pretrained/encoder.safetensors", read_encoder),
-    "read_encoder's description": ("pretrained/encoder.json", lambda path: read_encoder(path.parent)),
+    "read_encoder of .pth": ("encoder.pth", read_encoder),
+    "read_encoder of a description beside": ("before/encoder.json", lambda path: read_encoder(path.parent)),
     "pretrain": (
         "pretrained/checkpoint.pth",
         lambda path: pretrain(make_recordings(), path.parent, device="cpu", **PRETRAINING),
@@ -129,7 +137,7 @@ COMMAND_LINES = {
         lambda path: pretrain_main(["CartPole-v1", "--out", "out", "--method", "t-jepa", "--policy", str(path)]),
     ),
     "pretrain --teacher": (
-        "pretrained/encoder.json",
+        "pretrained/encoder.safetensors",
         lambda path: pretrain_main(
             [str(path.parents[1] / "rows.npy"), "--out", "out", "--method", "salt", "--teacher", str(path.parent)]
         ),
@@ -198,7 +206,7 @@ def test_files_of_another_kind_that_can_be_read(whole, tmp_path):
             with pytest.raises(ValueError, match=rf"{name} must be .* something else"):
                 read(tmp_path / name)
     (tmp_path / "description.json").write_text(json.dumps(["a", "list"]))
-    shutil.copy(whole / "encoder.pth", tmp_path / "description.pth")
+    shutil.copy(whole / "before" / "encoder.pth", tmp_path / "description.pth")
     with pytest.raises(ValueError, match=r"description\.json must be the description of an encoder"):
         read_encoder(tmp_path / "description.pth")
     with pytest.raises(
@@ -208,17 +216,17 @@ def test_files_of_another_kind_that_can_be_read(whole, tmp_path):
 
 
 def test_an_encoder_that_its_description_does_not_fit(whole, tmp_path):
-    shutil.copytree(whole / "pretrained", tmp_path / "pretrained")
-    description = tmp_path / "pretrained" / "encoder.json"
+    shutil.copytree(whole / "before", tmp_path / "before")
+    description = tmp_path / "before" / "encoder.json"
     described = json.loads(description.read_text())
     described["features_extractor_kwargs"]["embed_dim"] = 8
     description.write_text(json.dumps(described))
-    with pytest.raises(ValueError, match=r"encoder\.safetensors does not fit .*encoder\.json: .*\(1, 1, 16\)"):
-        read_encoder(tmp_path / "pretrained")
+    with pytest.raises(ValueError, match=r"encoder\.pth does not fit .*encoder\.json: .*\(1, 1, 16\)"):
+        read_encoder(tmp_path / "before")
     described["features_extractor_kwargs"]["of_the_future"] = 1
     description.write_text(json.dumps(described))
     with pytest.raises(ValueError, match=r"encoder\.json must be .*'of_the_future'"):
-        read_encoder(tmp_path / "pretrained")
+        read_encoder(tmp_path / "before")
 
 
 def test_curves_that_are_none(tmp_path):

@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-# One thread for each run, and no window: to be said before torch and pygame are imported
+# One thread for each run, and no window: set before torch and pygame are imported
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 

@@ -14,7 +14,7 @@ import pathlib
 import time
 from typing import Any
 
-# To be said before torch is imported
+# Set before torch is imported
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import gymnasium as gym
@@ -146,7 +146,7 @@ def make_vec(arm: str, probability: float, seed: int, recordings: Recordings | N
 def make_model(arm: str, env: VecEnv, seed: int, n_updates: int, recordings: Recordings, folder: pathlib.Path) -> PPO:
     """The untrained model of an arm; its encoder may be pretrained."""
     kwargs = dict(PPO_KWARGS, seed=seed, device="cpu")
-    # The errors of a critic that predicts returns in the hundreds would drown all else in a shared encoder
+    # A critic that predicts returns in the hundreds would dominate the gradient of a shared encoder
     env = VecNormalize(env, norm_obs=False)
     if arm in ("zeros", "flags"):
         return PPO("MlpPolicy", env, **kwargs)

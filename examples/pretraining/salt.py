@@ -10,17 +10,15 @@ results hold is kept and not run again.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 # Before PyTorch: small matrices are multiplied fastest by one thread
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
-import gymnasium as gym
 import matplotlib
 
 matplotlib.use("agg")
@@ -29,14 +27,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch as th
-from experiments import FinishedRuns, class_accuracy, draw_arms, markdown
-from toys import as_recordings, moving_glyphs
+from experiments import FinishedRuns, draw_arms, markdown
+from salt_tasks import VARIABLES, Task, cartpole, glyphs
 
-from sb3_jepa import JepaExtractor, MaskedPrediction, Recordings, Salt, SaltTeacher, pretrain, read_encoder
-from sb3_jepa.diagnostics import effective_rank, probe_r2
-from sb3_jepa.envs.pixels import PixelObservation
+from sb3_jepa import JepaExtractor, MaskedPrediction, Salt, SaltTeacher, pretrain, read_encoder
 from sb3_jepa.objectives.salt import SALT_BLOCKS
-from sb3_jepa.pretrain import read, record_env
+from sb3_jepa.pretrain import describe_encoder
 
 PREDICTOR: dict[str, Any] = dict(predictor_dim=24, predictor_depth=1, predictor_heads=2)
 # What SALT is compared with: it has the same masks and the same loss, and only its targets are others. In so short a
@@ -58,111 +54,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "width 64": dict(embed_dim=64),
     "depth 1": dict(depth=1),
 }
-VARIABLES = ["x", "x_dot", "theta", "theta_dot"]
 METRICS = {"glyphs": ["shape", "direction"], "cartpole": VARIABLES}
-
-
-class Task(NamedTuple):
-    """
-    :param recordings: What is learned from
-    :param observations: What is probed: some of the recordings, and others that were put aside
-    :param labels: What is seen in them: classes ``(rows,)`` or variables ``(rows, variables)``, by their names
-    :param is_held_out: Which of them were put aside
-    :param extractor: Keyword arguments of the encoder
-    """
-
-    recordings: Recordings
-    observations: np.ndarray
-    labels: dict[str, np.ndarray]
-    is_held_out: np.ndarray
-    extractor: dict[str, Any]
-
-    def measure(self, encoder: JepaExtractor) -> dict[str, float]:
-        """
-        :param encoder: Of these observations
-        :return: What a probe reads from its tokens, and their effective rank
-        """
-        encoder.eval()
-        n_times = encoder.encoder.token_shape[0]
-        with th.no_grad():
-            batches = [encoder.encode_tokens(batch)[:, 1:] for batch in th.as_tensor(self.observations).split(250)]
-        # The mean over the places of each time, one time after the other
-        inputs = th.cat([tokens.unflatten(1, (n_times, -1)).mean(dim=2).flatten(1) for tokens in batches])
-        rows, measured = inputs.double().numpy(), {}
-        for name, label in self.labels.items():
-            if label.dtype.kind == "i":
-                measured[name] = class_accuracy(rows, label, self.is_held_out)
-            else:
-                measured[name] = float(probe_r2(rows, label[:, None], self.is_held_out)[0])
-        measured["effective_rank"] = float(effective_rank(inputs[th.as_tensor(self.is_held_out)]))
-        return measured
-
-
-def glyphs(n_clips: int) -> Task:
-    """
-    :param n_clips: Number of clips to learn from
-    :return: Clips with a moving glyph, as four times with two frames each
-    """
-    n_probed, n_held_out = n_clips // 2, n_clips // 4
-    seen, held_out = moving_glyphs(n_clips, seed=0), moving_glyphs(n_held_out, seed=1)
-    return Task(
-        as_recordings(seen.observations),
-        np.concatenate([seen.observations[:n_probed], held_out.observations]),
-        dict(
-            shape=np.concatenate([seen.shapes[:n_probed], held_out.shapes]),
-            direction=np.concatenate([seen.directions[:n_probed], held_out.directions]),
-        ),
-        np.arange(n_probed + n_held_out) >= n_probed,
-        dict(embed_dim=32, patch_size=3, frames=4, frames_as="tokens", num_heads=2, output="mean"),
-    )
-
-
-class KnownStates(gym.Wrapper):
-    """
-    Remembers the state that belongs to each observation, in the order in which they are seen.
-
-    :param env: CartPole
-    """
-
-    def __init__(self, env: gym.Env):
-        super().__init__(env)
-        self.states: list[np.ndarray] = []
-
-    def reset(self, **kwargs: Any) -> Any:
-        """As of the environment."""
-        result = self.env.reset(**kwargs)
-        self.states.append(np.array(self.unwrapped.state))  # type: ignore[attr-defined]
-        return result
-
-    def step(self, action: Any) -> Any:
-        """As of the environment."""
-        result = self.env.step(action)
-        self.states.append(np.array(self.unwrapped.state))  # type: ignore[attr-defined]
-        return result
-
-
-def cartpole(n_frames: int, file: pathlib.Path) -> Task:
-    """
-    :param n_frames: Number of observations, a fifth of which is put aside
-    :param file: Where they are kept, once they are recorded
-    :return: What a random policy sees of CartPole, three frames at once
-    """
-    if not file.exists():
-        env = KnownStates(PixelObservation(gym.make("CartPole-v1", render_mode="rgb_array")))
-        recorded = record_env(env, n_frames, progress_bar=False)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        states = np.array(env.states[:n_frames])
-        np.savez(file, observations=recorded.observations, episodes=recorded.episodes, states=states)
-    recordings, states = read(file), np.load(file)["states"]
-    seen, held_out = recordings.split(0.2, seed=0)
-    rows = np.concatenate([seen[:2_000], held_out])
-    return Task(
-        Recordings(recordings.observation_space, recordings.take(seen), recordings.episodes[seen]),
-        recordings.take(rows),
-        {name: states[rows, index] for index, name in enumerate(VARIABLES)},
-        np.isin(rows, held_out),
-        dict(embed_dim=32, num_heads=2, output="mean"),
-    )
 
 
 class Experiment:
@@ -211,7 +103,7 @@ class Experiment:
             n_updates=n_updates,
             batch_size=64,
             learning_rate=learning_rate,
-            # What is measured here is the last encoder, and not the best one
+            # Measure the last encoder, and not the best one
             eval_freq=n_updates,
             seed=seed,
             device="cpu",
@@ -222,7 +114,7 @@ class Experiment:
         """
         :param share: Which part of the updates it has
         :param seed: Of the encoder, the masks and the order
-        :param n_updates: Of the teacher and of who learns from it
+        :param n_updates: Of the teacher and of its student together
         :return: Its folder
         """
         return self.pretrain("teacher", seed, round(share * n_updates), SaltTeacher)
@@ -230,9 +122,9 @@ class Experiment:
     def measure(self, folder: pathlib.Path) -> dict[str, Any]:
         """
         :param folder: Of a pretraining
-        :return: What is measured of its encoder, and what is told of the encoder beside it
+        :return: What is measured of its encoder, and what the file of the encoder says
         """
-        about = json.loads((folder / "encoder.json").read_text())
+        about = describe_encoder(folder)
         measured: dict[str, Any] = self.task.measure(read_encoder(folder))
         measured["validation_loss"] = float(about["validation_loss"])
         return dict(measured, teacher=about["teacher"] or "")
@@ -253,7 +145,7 @@ class Experiment:
             return
         if arm == "momentum":
             folder = self.pretrain(arm, seed, n_updates, MaskedPrediction)
-            # What is kept is the momentum encoder
+            # The encoder's file holds the momentum encoder
             encoder.load_state_dict(th.load(folder / "checkpoint.pth", weights_only=True)["encoder"])
             self.runs.add(**{**run, "arm": "momentum, context encoder"}, **self.task.measure(encoder))
         elif arm == "pixels only":
@@ -275,7 +167,7 @@ class Experiment:
     def run_student(self, student: str, n_updates: int, has_teacher: bool) -> None:
         """
         :param student: One of :data:`STUDENTS`
-        :param n_updates: Of the teacher and of who learns from it
+        :param n_updates: Of the teacher and of its student together
         :param has_teacher: Whether it learns from the teacher that all have in common, and not from its momentum copy
         """
         kind = "frozen teacher" if has_teacher else "momentum"
@@ -314,9 +206,9 @@ def report_students(runs: FinishedRuns, n_updates: int) -> str:
         columns = [*METRICS["glyphs"], "validation_loss", "effective_rank"]
         text = f"**{len(table)} encoders, {kind}**, trained with other learning rates or of other sizes"
         lines = [markdown(table, columns), "", "| R² of | shape | direction |", "|---|---|---|"]
-        for gauge in ("validation_loss", "effective_rank"):
-            cells = [correlation(table[gauge], table[metric]) for metric in METRICS["glyphs"]]
-            lines.append(f"| {gauge} | {' | '.join(cells)} |")
+        for measure in ("validation_loss", "effective_rank"):
+            cells = [correlation(table[measure], table[metric]) for metric in METRICS["glyphs"]]
+            lines.append(f"| {measure} | {' | '.join(cells)} |")
         parts += [text, "\n".join(lines)]
     return "\n\n".join(parts)
 

@@ -8,14 +8,13 @@ rows alone. A run that is finished is not run again, and one that was interrupte
 """
 
 import argparse
-import json
 import os
 import pathlib
 import time
 import warnings
 from typing import Any
 
-# To be said before torch is imported
+# Set before torch is imported
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
@@ -42,6 +41,7 @@ except ImportError as error:
 from sb3_jepa import JepaExtractor, MaskedPrediction, Recordings, Salt, SaltTeacher, TJepa, pretrain, read_encoder
 from sb3_jepa.diagnostics import effective_rank
 from sb3_jepa.parts import embedding_variance
+from sb3_jepa.pretrain import describe_encoder
 
 TABLES = {"digits": datasets.load_digits, "breast_cancer": datasets.load_breast_cancer, "wine": datasets.load_wine}
 LABELS = {
@@ -175,7 +175,7 @@ def run(table: str, arm: str, seed: int, n_updates: int, folder: pathlib.Path) -
     else:
         folder = folder / table / f"seed{seed}"
         metrics = measure(pretrained_encoder(split, arm, seed, n_updates, folder), split)
-        kept_at = json.loads((folder / arm / "encoder.json").read_text())["n_updates"]
+        kept_at = describe_encoder(folder / arm)["n_updates"]
     seconds = round(time.perf_counter() - start, 1)
     return dict(table=table, arm=arm, seed=seed, updates=n_updates, **metrics, kept_at=kept_at, seconds=seconds)
 

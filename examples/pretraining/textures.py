@@ -66,7 +66,7 @@ METRICS = [
 
 class Measurement:
     """
-    Images that nobody learns from, and what is measured on them.
+    Images that are held out from the training, and what is measured on them.
 
     :param n_images: How many there are to fit probes to, and as many to measure on
     :param regions: One of :data:`REGIONS`
@@ -210,7 +210,7 @@ def run(
                     n_updates=n_updates,
                     batch_size=64,
                     learning_rate=3e-3,
-                    # What is measured here is the last encoder, and not the best one
+                    # Measure the last encoder, and not the best one
                     eval_freq=n_updates,
                     seed=seed,
                     device="cpu",

@@ -4,7 +4,7 @@ from typing import Any
 
 TASKS: dict[str, dict[str, Any]] = {
     "cartpole": dict(environment=dict(env_id="CartPole-v1", n_envs=8), ppo={}),
-    # To draw 500 by 500 pixels, and to shrink them, would take longer than to learn from them
+    # Drawing and shrinking 500 by 500 pixels would take longer than learning from them
     "acrobot": dict(environment=dict(env_id="Acrobot-v1", n_envs=8, screen_size=128), ppo={}),
     # The discount that rl-baselines3-zoo has for this task, for every arm
     "pendulum": dict(environment=dict(env_id="Pendulum-v1", n_envs=8, screen_size=128), ppo=dict(gamma=0.9)),

@@ -166,7 +166,7 @@ def draw_cartpole(arms: dict[str, Arm], path: pathlib.Path) -> None:
             arms[name].draw(top, RETURN, color, label)
             arms[name].draw(bottom, VARIANCE, color, label)
         top.set_title(title)
-        # Where there is room for it
+        # Put the legend in the panel with room for it
         axes, place = (top, "upper left") if len(names) <= 5 else (bottom, "lower left")
         axes.legend(*top.get_legend_handles_labels(), frameon=False, fontsize="small", loc=place)
         bottom.set_xlabel("environment steps")

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from typing import Any
 
-# One thread for each run, and no window: to be said before torch and pygame are imported
+# One thread for each run, and no window: set before torch and pygame are imported
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
@@ -71,7 +71,7 @@ def make_env(env_id: str, n_envs: int, seed: int, screen_size: int | None = None
     def make() -> gym.Env:
         env = gym.make(env_id, render_mode="rgb_array")
         if screen_size is not None:
-            # What Acrobot calls it, and what Pendulum calls it
+            # The names of the screen size in Acrobot and in Pendulum
             env.unwrapped.SCREEN_DIM = env.unwrapped.screen_dim = screen_size  # type: ignore[attr-defined]
         return env
 
@@ -83,7 +83,7 @@ def make_model(settings: dict[str, Any]) -> PPO:
     env = make_env(**settings["environment"], seed=settings["seed"])
     ppo = dict(settings["ppo"])
     if settings["normalize_reward"]:
-        # Otherwise the errors of a critic that predicts returns in the hundreds drown all else in a shared encoder
+        # A critic that predicts returns in the hundreds would dominate the gradient of a shared encoder
         env = VecNormalize(env, norm_obs=False, gamma=ppo.get("gamma", 0.99))
     if "learning_rate_falls" in ppo:
         start, end = ppo.pop("learning_rate_falls")

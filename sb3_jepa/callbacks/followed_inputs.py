@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,8 @@ from sb3_jepa.extractors.finding import features_extractors, find_encoders
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.extractors.preprocessing import jepa_extractors
 from sb3_jepa.objectives import Objective
-from sb3_jepa.parts import DictTokenizer, InputStandardization, MomentumEncoder
+from sb3_jepa.parts import DictTokenizer, InputStandardization
+from sb3_jepa.parts.targets import target_module
 
 # Observations that the statistics follow at once
 N_FOLLOWED = 1024
@@ -196,35 +198,43 @@ def follow_inputs(policy: BasePolicy, observations: Any, objectives: Mapping[str
         _follow_in_parts(extractor, inputs, policy.get_submodule(path.replace("_target.", ".", 1)))
     encoders = find_encoders(policy)
     for name, objective in objectives.items():
-        if isinstance(objective.target_encoder, MomentumEncoder):
-            _follow_in_parts(objective.target_encoder.encoder, inputs, encoders[name])
+        if objective.has_momentum_target:
+            target, encoder = objective.target_encoder.encoder, encoders[name]
+            _follow_in_parts(target, inputs, target_module(encoder), encoder)
 
 
-def _follow_in_parts(module: th.nn.Module, inputs: Any, original: th.nn.Module) -> None:
+def _follow_in_parts(
+    module: th.nn.Module, inputs: Any, original: th.nn.Module, encoder: th.nn.Module | None = None
+) -> None:
     """
     :param module: An extractor, which may be made of others
-    :param inputs: Of the module
+    :param inputs: Of the module, or of the encoder
     :param original: Whose copy it is, and which says what is frozen
+    :param encoder: Of which the original may be only a part
     """
     pairs = [
         (part, whole)
         for part, whole in zip(module.modules(), original.modules(), strict=True)
         if isinstance(part, JepaExtractor) and isinstance(whole, JepaExtractor)
     ]
-    following = [part for part, whole in pairs if part.follows_inputs and not whole.is_frozen]
-    if isinstance(module, JepaExtractor):
-        for part in following:
+    following = [(part, whole) for part, whole in pairs if part.follows_inputs and not whole.is_frozen]
+    is_part = encoder is not None and encoder is not original
+    if isinstance(module, JepaExtractor) and not is_part:
+        for part, _ in following:
             part.follow_inputs(inputs)
         return
-    # What a part sees, only the whole knows
-    hooks = [part.register_forward_pre_hook(_follow_given, with_kwargs=True) for part in following]
+    # Let the whole module compute what its parts see. If it has no copy, its parts pass that on to their copies
+    hooks = [
+        (whole if is_part else part).register_forward_pre_hook(partial(_follow_given, part), with_kwargs=True)
+        for part, whole in following
+    ]
     try:
         if following:
-            module(inputs)
+            (encoder if encoder is not None and is_part else module)(inputs)
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _follow_given(extractor: JepaExtractor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _follow_given(extractor: JepaExtractor, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     extractor.follow_inputs(args[0] if args else kwargs["observations"])

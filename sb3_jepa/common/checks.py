@@ -1,8 +1,9 @@
 """
-Checks of arguments: whoever gives a wrong one is told its name, what is accepted, and what was given.
+Checks of arguments. A wrong one is refused by a ``ValueError`` with its name, what is accepted, and what was given.
 
-Each returns what was given as Python's own type, so that NumPy's numbers are as welcome as Python's, and stored as
-these. A bool is no number, and a text neither.
+Each check takes ``name``, the argument's; ``value``, what was given; and ``also``, what else is accepted and the caller
+has looked for, such as ``"None"``. It returns the value as Python's own type, so that NumPy's numbers may be given as
+well as Python's. A bool is no number, and a text neither.
 """
 
 import os
@@ -22,27 +23,14 @@ MAX_SHOWN = 200
 
 
 def refuse(name: str, accepted: str, value: Any) -> NoReturn:
-    """
-    :param name: Of an argument
-    :param accepted: What it must be
-    :param value: What it is
-    :raises ValueError: Always
-    """
+    """Raise the ``ValueError`` of an argument that must be what ``accepted`` says."""
     shown = repr(value)
     shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
     raise ValueError(f"`{name}` must be {accepted}, got {shown}")
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int = LARGEST, also: str = "") -> int:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param least: Smallest number that is accepted
-    :param most: Largest number that is accepted
-    :param also: What else is accepted, which the caller has looked for, such as ``"None"``
-    :return: The number
-    :raises ValueError: If it is none, or out of range
-    """
+    """A whole number from ``least`` to ``most``."""
     if not _is_whole(value, least, most):
         refuse(name, _either(f"a {_whole_numbers(least, most)}", also), value)
     return int(value)
@@ -59,13 +47,7 @@ def _whole_numbers(least: int, most: int) -> str:
 
 
 def seed(name: str, value: Any, also: str = "") -> int:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param also: What else is accepted
-    :return: The seed
-    :raises ValueError: If it is none that NumPy takes
-    """
+    """A seed that NumPy takes."""
     return whole_number(name, value, 0, LARGEST_SEED, also)
 
 
@@ -78,17 +60,7 @@ def number(
     below: float | None = None,
     also: str = "",
 ) -> float:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param least: Smallest number that is accepted
-    :param most: Largest number that is accepted
-    :param above: What it must be larger than
-    :param below: What it must be smaller than
-    :param also: What else is accepted, which the caller has looked for, such as ``"None"``
-    :return: The number
-    :raises ValueError: If it is none, not finite, or out of range
-    """
+    """A finite number, of at least ``least`` and at most ``most``, larger than ``above``, smaller than ``below``."""
     if not _is_number(value, least, most, above, below):
         refuse(name, _either(f"a finite number{_limits(least, most, above, below)}", also), value)
     return float(value)
@@ -128,14 +100,7 @@ def _either(accepted: str, also: str) -> str:
 
 
 def pair(name: str, value: Any, also: str = "", **limits: Any) -> tuple[float, float]:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param also: What else is accepted
-    :param limits: Those of :func:`number`, for each of the two
-    :return: The least and the largest number
-    :raises ValueError: If these are not two numbers in ascending order, each within the limits
-    """
+    """Two numbers in ascending order, the least and the largest, each within the ``limits`` of :func:`number`."""
     is_pair = isinstance(value, (tuple, list, np.ndarray)) and len(value) == 2
     if not is_pair or not all(_is_number(one, **limits) for one in value) or value[0] > value[1]:
         words = _limits(*map(limits.get, ("least", "most", "above", "below")))
@@ -144,14 +109,7 @@ def pair(name: str, value: Any, also: str = "", **limits: Any) -> tuple[float, f
 
 
 def sizes(name: str, value: Any, least: int = 1, also: str = "") -> tuple[int, ...]:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param least: Smallest size that is accepted
-    :param also: What else is accepted
-    :return: The sizes
-    :raises ValueError: If it is no sequence of at least one whole number
-    """
+    """A sequence of one or more whole numbers of at least ``least``."""
     is_sequence = isinstance(value, (Sequence, np.ndarray)) and len(value) > 0
     if not is_sequence or not all(_is_whole(size, least, LARGEST) for size in value):
         refuse(
@@ -161,27 +119,14 @@ def sizes(name: str, value: Any, least: int = 1, also: str = "") -> tuple[int, .
 
 
 def flag(name: str, value: Any, also: str = "") -> bool:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param also: What else is accepted
-    :return: The truth value
-    :raises ValueError: If it is none
-    """
+    """True or False."""
     if not isinstance(value, (bool, np.bool_)):
         refuse(name, _either("True or False", also), value)
     return bool(value)
 
 
 def choice(name: str, value: Any, accepted: Collection[str], also: str = "") -> str:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param accepted: The texts that are accepted
-    :param also: What else is accepted
-    :return: The text
-    :raises ValueError: If it is none of these
-    """
+    """One of the texts that are ``accepted``."""
     # What is no text may have no hash, or compare element by element
     if not (isinstance(value, str) and value in accepted):
         *others, last = (f'"{one}"' for one in accepted)
@@ -190,27 +135,14 @@ def choice(name: str, value: Any, accepted: Collection[str], also: str = "") -> 
 
 
 def text(name: str, value: Any, also: str = "", may_be_empty: bool = False) -> str:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param also: What else is accepted
-    :param may_be_empty: Whether an empty text is one
-    :return: The text
-    :raises ValueError: If it is none
-    """
+    """A text, which is not empty unless ``may_be_empty``."""
     if not isinstance(value, str) or not (value or may_be_empty):
         refuse(name, _either("a text", also), value)
     return str(value)
 
 
 def texts(name: str, value: Any, also: str = "") -> list[str]:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param also: What else is accepted
-    :return: The texts
-    :raises ValueError: If it is no sequence of texts, or one text alone
-    """
+    """A sequence of texts, and not one text alone."""
     is_sequence = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
     if not is_sequence or not all(isinstance(one, str) for one in value):
         refuse(name, _either("a list of texts", also), value)
@@ -218,25 +150,14 @@ def texts(name: str, value: Any, also: str = "") -> list[str]:
 
 
 def path(name: str, value: Any, also: str = "") -> pathlib.Path:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param also: What else is accepted
-    :return: The path
-    :raises ValueError: If it is none, or empty
-    """
+    """A path that is not empty."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         refuse(name, _either("a path", also), value)
     return pathlib.Path(value)
 
 
 def existing_file(name: str, value: Any) -> pathlib.Path:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :return: The path
-    :raises ValueError: If it is none, or there is no such file
-    """
+    """The path of a file that exists."""
     given = path(name, value)
     if not given.is_file():
         refuse(name, "a file that exists", value)
@@ -244,12 +165,7 @@ def existing_file(name: str, value: Any) -> pathlib.Path:
 
 
 def keyword_arguments(name: str, value: Any) -> dict[str, Any]:
-    """
-    :param name: Of the argument
-    :param value: What was given; None for nothing
-    :return: A copy
-    :raises ValueError: If it is no dictionary with texts for keys
-    """
+    """A copy of a dictionary with texts for keys; an empty one for None."""
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
@@ -258,14 +174,7 @@ def keyword_arguments(name: str, value: Any) -> dict[str, Any]:
 
 
 def instance(name: str, value: Value, cls: Any, also: str = "") -> Value:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param cls: The class, or the classes, that are accepted
-    :param also: What else is accepted
-    :return: The same
-    :raises ValueError: If it is of none of these classes
-    """
+    """An instance of ``cls``, which is a class or a tuple of such."""
     if not isinstance(value, cls):
         classes = cls if isinstance(cls, tuple) else (cls,)
         refuse(name, _either(f"an instance of {' or '.join(one.__name__ for one in classes)}", also), value)
@@ -273,42 +182,21 @@ def instance(name: str, value: Value, cls: Any, also: str = "") -> Value:
 
 
 def subclass(name: str, value: Value, cls: Any, also: str = "") -> Value:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param cls: The class that it must be, or be derived from
-    :param also: What else is accepted
-    :return: The same
-    :raises ValueError: If it is no such class
-    """
+    """The class ``cls``, or one that is derived from it."""
     if not isinstance(value, type) or not issubclass(value, cls):
         refuse(name, _either(f"a subclass of {cls.__name__}", also), value)
     return value
 
 
 def function(name: str, value: Any, also: str = "") -> Callable[..., Any]:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :param also: What else is accepted
-    :return: The same
-    :raises ValueError: If it cannot be called
-    """
+    """Anything that can be called."""
     if not callable(value):
         refuse(name, _either("a function", also), value)
     return value
 
 
 def scheduled(name: str, value: Any, progress_remaining: float, also: str = "a schedule", **limits: Any) -> float:
-    """
-    :param name: Of the argument
-    :param value: What was given: a number, or a function of the remaining progress (from 1 to 0)
-    :param progress_remaining: Remaining progress of the training
-    :param also: What is accepted beside a number
-    :param limits: Those of :func:`number`
-    :return: The number at this progress
-    :raises ValueError: If it is none, not finite, or out of range
-    """
+    """The number at ``progress_remaining``, of a number or a function of the remaining progress (from 1 to 0)."""
     if callable(value):
         return number(f"{name}(progress_remaining={progress_remaining})", value(progress_remaining), **limits)
     return number(name, value, also=also, **limits)
@@ -316,26 +204,13 @@ def scheduled(name: str, value: Any, progress_remaining: float, also: str = "a s
 
 def schedule(name: str, value: Any, also: str = "a schedule", **limits: Any) -> Any:
     """
-    Look at a schedule before the training: one that goes wrong should do so now and not in the middle.
-
-    :param name: Of the argument
-    :param value: What was given: a number, or a function of the remaining progress (from 1 to 0)
-    :param also: What is accepted beside a number
-    :param limits: Those of :func:`number`
-    :return: The number, or the same function
-    :raises ValueError: If a number is none, not finite, or out of range
+    A number, or a function of the remaining progress (from 1 to 0), which is returned as it is. It is called here, so
+    that one that goes wrong does so before the training and not in the middle.
     """
     numbers = [scheduled(name, value, progress, also, **limits) for progress in (0.0, 0.5, 1.0)]
     return value if callable(value) else numbers[0]
 
 
 def optional(check: Callable[..., Value], name: str, value: Any, **limits: Any) -> Value | None:
-    """
-    :param check: One of the checks
-    :param name: Of the argument
-    :param value: What was given
-    :param limits: What else the check takes
-    :return: What the check returns, and None for None
-    :raises ValueError: If the check does
-    """
+    """None, or what the ``check`` accepts with these ``limits``."""
     return None if value is None else check(name, value, also="None", **limits)

@@ -1,4 +1,4 @@
-"""Digests: a few digits that tell one thing from others."""
+"""Digests: a few digits by which encoders and data sets are told apart."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,10 +7,7 @@ from torch import nn
 
 
 def digest(chunks: Iterable[bytes]) -> str:
-    """
-    :param chunks: What is to be told from others
-    :return: Eight hexadecimal digits
-    """
+    """Eight hexadecimal digits of contents, given in parts."""
     hashed = hashlib.sha256()
     for chunk in chunks:
         hashed.update(chunk)
@@ -18,9 +15,6 @@ def digest(chunks: Iterable[bytes]) -> str:
 
 
 def id_of(module: nn.Module) -> str:
-    """
-    :param module: Any
-    :return: A digest of its parameters and buffers
-    """
+    """A digest of a network's parameters and buffers."""
     state = module.state_dict().items()
     return digest(part for name, value in state for part in (name.encode(), value.detach().cpu().numpy().tobytes()))

@@ -1,4 +1,4 @@
-"""Trainings that have diverged, found out before their parameters are lost."""
+"""Detect a training that has diverged, before its parameters are lost."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from sb3_jepa.common.torch_privates import norms
 
-# No parameter of a network that still learns is as large
+# A network with larger parameters no longer learns
 LARGE_PARAMETER = 1e3
 CAUSES = (
     "The learning rate is too large, or rewards, observations or returns are huge or not finite: look at these first "
@@ -51,7 +51,7 @@ def describe_divergence(parameters: Iterable[th.Tensor]) -> str | None:
     :param parameters: Of a policy
     :return: What is wrong with them; None if nothing is
     """
-    # An encoder without class tokens has a parameter of no elements
+    # Skip parameters of no elements, such as the class tokens of an encoder that has none
     largest_of_each = norms([parameter for parameter in parameters if parameter.numel() > 0], float("inf"))
     largest = th.stack([one.float() for one in largest_of_each]).max()
     if not largest.isfinite():

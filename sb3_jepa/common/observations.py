@@ -20,9 +20,6 @@ def as_observations(keyed: Mapping[str, Any]) -> Any:
 
 
 def concatenate(observations: list[Any]) -> Any:
-    """
-    :param observations: Batches of observations, arrays or dictionaries of such
-    :return: One batch
-    """
+    """One batch of several, arrays or dictionaries of such."""
     keyed = [by_key(one) for one in observations]
     return as_observations({key: np.concatenate([one[key] for one in keyed]) for key in keyed[0]})

@@ -1,4 +1,4 @@
-"""Random numbers that what runs beside does not miss."""
+"""Code that draws random numbers without a change of those that are drawn after it."""
 
 import random
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ import torch as th
 def isolated_random_numbers(seed: int | None = None) -> Iterator[None]:
     """
     While it lasts, the global generators of Python, NumPy, and PyTorch (on the CPU and all GPUs) may be used and
-    seeded; afterwards they go on where they were. GPUs are left out if CUDA is not in use yet: whoever begins to use
-    it within calls ``th.cuda.init()`` before.
+    seeded; afterwards they go on where they were. GPUs are left out if CUDA is not in use yet: call
+    ``th.cuda.init()`` before, if CUDA is first used within.
 
-    :param seed: That all of them begin with; by default they begin where they are
+    :param seed: Seed of all generators; by default they go on from where they are
     """
-    # To ask a GPU for its state would start CUDA, and then this process cannot be forked
+    # Asking a GPU for its state would start CUDA, and then this process cannot be forked
     gpus = list(range(th.cuda.device_count())) if th.cuda.is_initialized() else []
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with th.random.fork_rng(devices=gpus):

@@ -14,7 +14,7 @@ from torch import nn
 
 from sb3_jepa.common.torch_privates import call_after_backward
 
-# Elsewhere, as in diagnostics of one rank, nobody else would answer
+# Join only while all ranks train: in the diagnostics of one rank, a collective would wait for the others for ever
 _trains_jointly: ContextVar[bool] = ContextVar("trains_jointly", default=False)
 
 
@@ -134,7 +134,7 @@ def broadcast_optimizer(optimizer: th.optim.Optimizer) -> None:
     sent = [file.getvalue()]
     dist.broadcast_object_list(sent, src=0)
     if rank() > 0:
-        # Another rank has another GPU
+        # Load on the CPU: each rank has another GPU
         optimizer.load_state_dict(th.load(io.BytesIO(sent[0]), map_location="cpu", weights_only=False))
 
 
@@ -200,7 +200,7 @@ class _JoinBatch(th.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:  # type: ignore[override]
-        # The mean over the ranks divides by their number what is a sum over their rows
+        # Multiply by the number of ranks, by which the mean of their gradients divides this sum over all rows
         return gradient[rank() * ctx.n_rows :][: ctx.n_rows] * n_ranks()
 
 
@@ -210,7 +210,7 @@ def join_batches(*batches: th.Tensor | None) -> tuple[Any, ...]:
     the mean of all ranks' gradients is the gradient for the joined batch. Outside of :func:`training_jointly` they stay
     as they are.
 
-    :param batches: ``(batch, dim)`` or ``(batch,)``, as many rows on all ranks, or None
+    :param batches: ``(batch, ...)``, as many rows on all ranks, or None
     :return: The same, of all ranks in their order, ``(ranks * batch, ...)``
     """
     if n_ranks() == 1 or not _trains_jointly.get():

@@ -1,4 +1,4 @@
-"""Settings as they are written to files, for others to read and compare."""
+"""Settings as JSON files hold them, to be read and compared."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from sb3_jepa.common.digests import id_of
 def readable(value: Any) -> Any:
     """
     :param value: A setting
-    :return: It as JSON knows it, to be compared and read; what JSON cannot hold, such as a schedule, by its name
+    :return: The setting as JSON holds it; what JSON cannot hold, such as a schedule, becomes its name
     """
     if isinstance(value, nn.Module):
         return f"{type(value).__name__} {id_of(value)}"
@@ -26,13 +26,13 @@ def readable(value: Any) -> Any:
         return [readable(one) for one in value]
     if isinstance(value, (bool, int, float, str, type(None))):
         return value
-    # Schedules are elsewhere in memory when a training goes on
+    # Drop the address in memory: it is another one when a training is resumed
     return getattr(value, "__name__", re.sub(" at 0x[0-9a-f]+", "", str(value)))
 
 
 def check_written_whole(name: str, value: Any) -> None:
     """
-    Of some settings a name is not enough: something is made of them again.
+    Check a setting from which something is built again, so that its name alone would not do.
 
     :param name: Of the setting
     :param value: The setting
@@ -46,8 +46,8 @@ def check_written_whole(name: str, value: Any) -> None:
             check_written_whole(f"{name}[{index}]", one)
     elif not isinstance(value, (bool, int, float, str, type(None), np.bool_, np.number, np.str_, np.ndarray)):
         raise ValueError(
-            f"`{name}` must be a number, a text, a truth value, None, or a list or dictionary (by texts) of these, for "
-            f"the encoder to be made again by who reads its file, got {value!r}"
+            f"`{name}` must be a number, a text, a truth value, None, or a list or dictionary (by texts) of these, so "
+            f"that the encoder can be built again from its file, got {value!r}"
         )
 
 
@@ -57,7 +57,7 @@ def differing_settings(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dic
     :param own: Others
     :return: Those that are not the same, by name: theirs and the own
     """
-    # As they look after they have been in a file
+    # As they are when they are read from a file
     own = json.loads(json.dumps(readable(own)))
     names = {**theirs, **own}
     return {name: (theirs.get(name), own.get(name)) for name in names if theirs.get(name) != own.get(name)}

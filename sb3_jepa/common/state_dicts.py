@@ -6,7 +6,7 @@ from typing import Any
 
 import torch as th
 
-# Buffers that files of older versions lack, and that an InputStandardization works out from its others
+# Buffers that files of older versions lack: InputStandardization computes them from its other buffers
 FILLED_IN = ("n_present", "first_deviation", "first_mean")
 HOW_TO_FIT = (
     "Build the model with the `policy_kwargs` that they are of. Files of an earlier sb3_jepa have patches of 16 pixels "
@@ -30,7 +30,7 @@ def find_misfits(state: Mapping[str, th.Tensor], own: Mapping[str, th.Tensor], t
     :param own: Those of the module that they are for
     :param there: Where the former are, such as ``"in the file"``
     :param here: Where the latter are
-    :return: In what they differ, in words: shapes, then types, then what is missing
+    :return: The differences, in words: shapes, then types, then missing names
     """
     both = [name for name in own if name in state]
     misfits = [
@@ -41,7 +41,7 @@ def find_misfits(state: Mapping[str, th.Tensor], own: Mapping[str, th.Tensor], t
     misfits += [
         f"{name} is of type {state[name].dtype} {there} and {own[name].dtype} {here}"
         for name in both
-        # One precision becomes another
+        # Loading converts between floating-point types
         if state[name].is_floating_point() != own[name].is_floating_point()
     ]
     misfits += [f"{name} is missing {there}" for name in own if name not in state and not is_filled_in(name)]
@@ -62,10 +62,10 @@ def find_not_finite(state: Mapping[str, Any]) -> str | None:
 
 def warn_if_not_finite(state: Mapping[str, Any], what: str) -> None:
     """
-    Warn if what is about to be saved is of no use.
+    Warn if a state that is about to be saved holds NaN or infinite values.
 
     :param state: Parameters and buffers by name
-    :param what: What it is the state of, for the message
+    :param what: Its name in the message
     """
     name = find_not_finite(state)
     if name is not None:

@@ -1,7 +1,25 @@
-"""Recordings of episodes: collected, kept in folders, and read from what is there already."""
+"""
+Recordings of episodes: what encoders are pretrained on, outside of an algorithm's own training.
+
+A source is whatever :func:`read` makes recordings of: an environment (``collection``), a buffer (``from_buffers``), a
+file or folder (``from_files``, ``folders``), or a data set of Minari (``from_minari``).
+"""
 
 from sb3_jepa.data.collection import record_env
-from sb3_jepa.data.readers import read, read_buffer, read_file, read_minari
-from sb3_jepa.data.recordings import Recordings
+from sb3_jepa.data.folders import save_recordings
+from sb3_jepa.data.from_buffers import read_buffer
+from sb3_jepa.data.from_files import read_file
+from sb3_jepa.data.from_minari import read_minari
+from sb3_jepa.data.readers import read
+from sb3_jepa.data.recordings import Recordings, Windows
 
-__all__ = ["Recordings", "read", "read_buffer", "read_file", "read_minari", "record_env"]
+__all__ = [
+    "Recordings",
+    "Windows",
+    "read",
+    "read_buffer",
+    "read_file",
+    "read_minari",
+    "record_env",
+    "save_recordings",
+]

@@ -1,4 +1,4 @@
-"""Recordings of what an environment shows."""
+"""Recordings of environments."""
 
 import os
 import pathlib
@@ -18,9 +18,11 @@ from torch import nn
 from sb3_jepa.algorithms.saved_models import find_model, load_model
 from sb3_jepa.common import checks
 from sb3_jepa.common.digests import id_of
+from sb3_jepa.common.next_observations import terminal_observation
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.common.sb3_privates import wrap_env
+from sb3_jepa.common.spaces import ARRAY_SPACES
 from sb3_jepa.data.folders import NotRepeatedError, RecordingWriter
 from sb3_jepa.data.recordings import Recordings
 
@@ -34,18 +36,18 @@ def record_env(
     progress_bar: bool = True,
 ) -> Recordings:
     """
-    Act in environments, and keep what was seen. In a folder it is saved as it goes, in arrays that are mapped into
-    memory, and what is complete is not collected again. After an interruption the same call goes on where it was, and
-    ends with the same recordings: what was saved is played once more with the same random numbers, and compared. If
-    environments or policy do not repeat themselves, a warning tells, and the recording goes on with new episodes.
+    Act in environments, and keep observations, actions, rewards and terminations. In a folder they are saved during the
+    recording, in arrays that are mapped into memory, and what is complete is not collected again. After an interruption
+    the same call continues and ends with the same recordings: it repeats what was saved with the same random numbers,
+    and compares. If environments or policy do not repeat themselves, it warns and continues with new episodes.
 
     :param env: ID of an environment, an environment, or several in parallel. They are wrapped as Stable-Baselines3
         does it: images get their channels first.
     :param n_steps: How many observations to keep, of all environments together. The last one of an episode is one of
         them.
     :param folder: Where to save them; None to keep them in memory
-    :param policy: What acts: a model, the path of a saved one, or anything else with the ``predict`` of
-        Stable-Baselines3. By default actions are drawn evenly from the action space. A model that was trained with
+    :param policy: What chooses the actions: a model, the path of a saved one, or any other object with the ``predict``
+        of Stable-Baselines3. By default they are drawn evenly from the action space. A model that was trained with
         ``VecNormalize`` needs an ``env`` that is wrapped in it, and the recordings are normalised then.
     :param seed: Seed of the environments and of the actions
     :param progress_bar: Display a progress bar using tqdm and rich
@@ -58,7 +60,7 @@ def record_env(
     check_progress_bar(progress_bar)
     model = policy
     if isinstance(policy, (str, os.PathLike)):
-        # The noise of gSDE is drawn when a model is made
+        # Seed it: gSDE draws its noise when a model is made
         with _random_numbers(seed):
             model = _load_policy(policy)
     if model is not None and not callable(getattr(model, "predict", None)):
@@ -72,7 +74,9 @@ def record_env(
             policy="random" if model is None else _policy_name(model),
             seed=seed,
         )
-        writer = RecordingWriter(vec_env.observation_space, n_steps, folder, settings)
+        # Of other spaces no actions are kept
+        action_space = vec_env.action_space if isinstance(vec_env.action_space, ARRAY_SPACES) else None
+        writer = RecordingWriter(vec_env.observation_space, n_steps, folder, settings, action_space)
         if not writer.is_complete:
             bar = callbacks.tqdm(total=n_steps) if progress_bar else None
             try:
@@ -96,9 +100,9 @@ def _load_policy(path: str | os.PathLike) -> BaseAlgorithm:
 
 def check_progress_bar(progress_bar: bool) -> None:
     """
-    :param progress_bar: Whether one is asked for
-    :raises ValueError: If that is not said
-    :raises ImportError: If it is, and tqdm or rich is not installed
+    :param progress_bar: Whether to display one
+    :raises ValueError: If it is neither True nor False
+    :raises ImportError: If it is True, and tqdm or rich is not installed
     """
     if checks.flag("progress_bar", progress_bar) and callbacks.tqdm is None:
         raise ImportError(
@@ -112,23 +116,23 @@ def _record(env: VecEnv, model: Any, writer: RecordingWriter, seed: int, bar: An
             _collect(env, model, writer, bar)
     except NotRepeatedError:
         warnings.warn(
-            f"The recording in {writer.folder} was interrupted after {writer.n_saved} rows, and what was recorded then "
-            "does not come out once more: the environments or the policy draw random numbers that `seed` does not "
-            "decide, or have changed. It goes on with new episodes",
+            f"The recording in {writer.folder} was interrupted after {writer.n_saved} rows, and repeating it gives "
+            "others: the environments or the policy draw random numbers that `seed` does not decide, or have changed. "
+            "It goes on with new episodes",
             UserWarning,
             stacklevel=3,
         )
         writer.skip_saved()
         if bar is not None:
             bar.update(writer.n_saved - bar.n)
-        # That so many rows were saved makes it the seed of other episodes
+        # Use another seed: the same one would begin the same episodes again
         with _random_numbers(seed + writer.n_saved, env):
             _collect(env, model, writer, bar)
 
 
 @contextmanager
 def _random_numbers(seed: int, env: VecEnv | None = None) -> Iterator[None]:
-    """What environments and a model draw; what runs beside it keeps its own random numbers."""
+    """Seed what the environments and the model draw, and put the global random numbers back afterwards."""
     with isolated_random_numbers(seed):
         if env is not None:
             env.seed(seed)
@@ -142,19 +146,24 @@ def _collect(env: VecEnv, model: Any, writer: RecordingWriter, bar: Any) -> None
     episodes = writer.next_episode + np.arange(env.num_envs)
     while True:
         n_before = writer.n_written
-        writer.write(observations, episodes)
+        # Write them before the step: an environment may return its next observations in the same arrays
+        start = writer.append(dict(observations=observations, episodes=episodes))
         if not writer.is_complete:
             if model is None:
                 actions = np.array([env.action_space.sample() for _ in range(env.num_envs)])
             else:
                 actions, state = model.predict(observations, state, starts)
-            observations, _, starts, infos = env.step(actions)
+            observations, rewards, starts, infos = env.step(actions)
+            timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+            step = dict(rewards=rewards, terminated=starts & ~timeouts, has_action=np.ones(env.num_envs, dtype=bool))
+            if writer.action_space is not None:
+                step["actions"] = np.reshape(actions, (env.num_envs, *(writer.action_space.shape or ())))
+            writer.amend(start, step)
             for index in np.flatnonzero(starts):
-                if "terminal_observation" in infos[index]:
-                    last = by_key(infos[index]["terminal_observation"])
-                    writer.write(
-                        as_observations({key: np.array(array)[None] for key, array in last.items()}), episodes[[index]]
-                    )
+                last = terminal_observation(True, infos[index])
+                if last is not None:
+                    keyed = {key: np.array(array)[None] for key, array in by_key(last).items()}
+                    writer.append(dict(observations=as_observations(keyed), episodes=episodes[[index]]))
                 episodes[index] = episodes.max() + 1
         if bar is not None:
             bar.update(writer.n_written - n_before)
@@ -178,7 +187,7 @@ def _env_name(env: VecEnv) -> str:
 
 
 def _policy_name(model: Any) -> str:
-    """Two models of one class act differently."""
+    """With a digest of the parameters, which tells two models of one class apart."""
     policy = getattr(model, "policy", None)
     return f"{type(model).__name__} {id_of(policy)}" if isinstance(policy, nn.Module) else type(model).__name__
 

@@ -1,4 +1,9 @@
-"""What an encoder has learned, in numbers and pictures. Nothing here knows Stable-Baselines3."""
+"""
+What an encoder has learned, in numbers and pictures. Nothing here knows Stable-Baselines3.
+
+A *gauge* gathers numbers of an encoder while it trains, such as its embedding variance and effective rank. A *verdict*
+is one word on them: ``"healthy"``, ``"low rank"``, ``"collapsed"`` or ``"diverged"``.
+"""
 
 from sb3_jepa.diagnostics.attention import attention_maps
 from sb3_jepa.diagnostics.feature_noise import FeatureNoise, feature_noise

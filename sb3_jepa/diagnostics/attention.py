@@ -30,7 +30,7 @@ def attention_maps(encoder: TransformerEncoder, observations: Any) -> dict[str, 
         lambda module, inputs: weights.append(module.class_token_weights(inputs[0], inputs[2]))
     )
     try:
-        # A compiled encoder would not call the hook
+        # Not encoder(): a compiled encoder would not call the hook
         encoder.forward(observations)
     finally:
         hook.remove()  # type: ignore[union-attr]
@@ -53,12 +53,12 @@ def attention_maps(encoder: TransformerEncoder, observations: Any) -> dict[str, 
 def _layout(tokenizer: nn.Module, observations: Any) -> tuple[tuple[int, ...], th.Tensor | None]:
     """How the tokens of observations are laid out, and the places of those that there are, if some are left out."""
     places = None
-    # What reorders and standardises the input comes before
+    # The modules before the last one reorder and standardise the input
     while isinstance(tokenizer, nn.Sequential):
         if isinstance(tokenizer, StandardizedPatchTokenizer):
             places = tokenizer.places(observations)
         else:
-            # A slice would make another of its class
+            # A slice of a Sequential would make another module of its class
             for part in list(tokenizer)[:-1]:
                 observations = part(observations)
         tokenizer = tokenizer[-1]

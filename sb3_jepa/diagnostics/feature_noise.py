@@ -21,15 +21,15 @@ import torch as th
 from sb3_jepa.common import checks
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 
-# Observations of more features than this, such as images, are seen through their principal components
+# Observations of more features, such as images, are replaced by their principal components
 MAX_FEATURES = 64
-# Layers of a linear encoder whose learning times can still be told apart
+# With more layers, learning times can no longer be told apart
 MAX_DEPTH = 1000
-# A JEPA skips what takes it longer, by this factor, than something that reconstruction learns later
+# A JEPA skips a feature if learning it takes longer, by this factor, than one that reconstruction learns later
 MARGIN = 1.25
-# Below this share of the largest, the variance of a direction is rounding error
+# A variance below this share of the largest is a rounding error
 RANK_TOLERANCE = 1e-9
-# From this share of off-diagonal mass on, the table says that it shows the truth only roughly
+# From this share of off-diagonal mass on, the table says that it is only approximate
 LARGE_OFF_DIAGONAL = 0.1
 
 
@@ -155,16 +155,16 @@ def principal_components(
     :raises ValueError: If ``components`` is less than 1
     """
     if (observations == observations[0]).all():
-        # Nothing varies, and of rounding errors there would be components, too
+        # If nothing varies, the components would be those of rounding errors
         return np.zeros((len(observations), 1)), np.zeros((len(observations), 1))
     x = th.as_tensor(observations)
     x = x if x.dtype == th.float64 else x.float()
     mean = x.mean(dim=0)
-    # More directions than asked for, so that these are exact; and the same ones every time
+    # Compute more directions than asked for, so that these are exact; with a fixed seed, so that they are the same
     n_directions = min(components + 8, *x.shape)
     with isolated_random_numbers(0):
         _, deviations, directions = th.pca_lowrank(x, n_directions, center=True, niter=4)
-    # float32 knows no smaller ones
+    # Smaller deviations are rounding errors of float32
     has_variance = deviations > 1e-5 * deviations[0]
     directions = directions[:, has_variance][:, :components]
     y = th.as_tensor(next_observations).to(x.dtype)

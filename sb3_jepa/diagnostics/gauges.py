@@ -12,9 +12,9 @@ from sb3_jepa.common.torch_privates import add_to_each
 from sb3_jepa.objectives.output import ObjectiveOutput
 from sb3_jepa.parts.losses import covariance_loss, deviation_loss, prediction_loss
 
-# So many of the latest embeddings are kept for what is not computed minibatch by minibatch
+# So many of the latest embeddings are kept for what is computed once an update
 N_RECENT_EMBEDDINGS = 1024
-# ... and the gradients of so many minibatches, of which every fourth is looked at
+# The gradients of so many minibatches are kept, of every fourth minibatch
 N_RECENT_GRADIENTS = 8
 GRADIENTS_APART = 4
 
@@ -37,7 +37,7 @@ def effective_rank(embeddings: th.Tensor) -> th.Tensor:
     try:
         singular_values = th.linalg.svdvals(embeddings)
     except th.linalg.LinAlgError:
-        # A gauge that fails to converge should not end a training
+        # A diagnostic that fails to converge should not end a training
         return th.full((), th.nan)
     p = singular_values / singular_values.sum().clamp(min=th.finfo(embeddings.dtype).tiny)
     return th.exp(th.special.entr(p).sum())
@@ -91,7 +91,7 @@ class ObjectiveGauge(nn.Module):
         self.n_samples = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of a policy begins with no minibatch, and does not carry megabytes of embeddings along
+        # Do not copy or pickle megabytes of embeddings with a policy
         past = ("_recent", "_gradients", "_term_sums")
         return {name: value for name, value in vars(self).items() if name not in past}
 
@@ -169,7 +169,7 @@ class ObjectiveGauge(nn.Module):
         for name, term in (("deviation_loss", deviation_loss), ("covariance_loss", covariance_loss)):
             if name not in scalars:
                 scalars[name] = float(term(embeddings))
-        # Along rows in memory it is many times faster
+        # Contiguous rows are many times faster
         deviations = embeddings.T.contiguous().std(dim=1, correction=0)
         scalars["smallest_deviation"] = float(deviations.min())
         scalars["largest_deviation"] = float(deviations.max())
@@ -182,21 +182,21 @@ class ObjectiveGauge(nn.Module):
         if any(prediction is None for prediction in predictions):
             return {}
         prediction, target = th.cat(predictions), th.cat(targets)
-        # Some objectives predict something else than one embedding for each of these
+        # Some objectives predict something else than one embedding for each sample
         if prediction.shape != embeddings.shape:
             return {}
         valid = th.ones_like(embeddings[:, 0]) if valids[0] is None else th.cat(valids)
         cosine = F.cosine_similarity(embeddings, target) * valid
         scalars = dict(target_cosine=float(cosine.sum() / valid.sum().clamp(min=1.0)))
         copy_loss = float(prediction_loss(embeddings, target, valid))
-        # Zero if all embeddings are one, or no pair counts
+        # Zero if all embeddings are equal, or no pair counts
         if copy_loss > 0.0:
             scalars["prediction_to_copy_ratio"] = float(prediction_loss(prediction, target, valid)) / copy_loss
         return scalars
 
     def _of_gradients(self) -> dict[str, float]:
         of_all, of_rl = (list(self._gradients.get(source, ())) for source in ("all", "rl"))
-        # The sum of both is the one that is computed anyway: to ask for the other would change how it is rounded
+        # Take the difference from the sum, which is computed anyway: another backward pass would change the rounding
         of_jepa = [both - rl for both, rl in zip(of_all, of_rl, strict=False)] if of_rl else of_all
         if of_rl and not any(gradient.any() for gradient in of_jepa):
             of_jepa = []

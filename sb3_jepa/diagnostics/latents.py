@@ -17,7 +17,7 @@ def spectrum(embeddings: th.Tensor) -> th.Tensor:
     :param embeddings: ``(samples, embed_dim)``
     :return: ``(embed_dim,)``
     """
-    # With fewer samples than dimensions, single precision is not enough to converge
+    # In single precision, fewer samples than dimensions may not converge
     centered = (embeddings - embeddings.mean(dim=0)).double()
     eigenvalues = th.linalg.eigvalsh(centered.T @ centered / len(embeddings))
     return eigenvalues.flip(0).clamp(min=0.0).to(embeddings.dtype)
@@ -34,7 +34,7 @@ def principal_components(embeddings: th.Tensor, n_components: int = 3) -> tuple[
     n_components = checks.whole_number("n_components", n_components)
     centered = embeddings - embeddings.mean(dim=0)
     _, singular_values, directions = th.linalg.svd(centered, full_matrices=False)
-    # The sign of a direction is arbitrary: pictures of two rounds should not differ by it
+    # Fix the sign, which is arbitrary, so that pictures of two rounds do not differ by it
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
     projected = centered @ (directions * largest.sign()).T[:, :n_components]
     shares = singular_values.square() / singular_values.square().sum().clamp(min=th.finfo(embeddings.dtype).tiny)
@@ -58,11 +58,11 @@ class Trajectory(NamedTuple):
 
 class UnrolledErrors(NamedTuple):
     """
-    Squared errors by horizon, ``(horizon,)`` each, in units of the targets' variance: who always guesses the mean
-    embedding has an error of one.
+    Squared errors by horizon, ``(horizon,)`` each, in units of the targets' variance: to guess the mean embedding
+    at every step is an error of one.
 
     :param predictor: The predictor, fed with its own predictions and the true actions
-    :param copy: Who takes the first embedding for all that follow
+    :param copy: A predictor that repeats the first embedding
     """
 
     predictor: th.Tensor

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"healthy": "#1a7f37", "low rank": "#b35900", "collapsed": "#b3261e", "diverged": "#b3261e"}
-# What a card of TensorBoard has room for, in inches of 100 pixels, and twice as sharp
+# The size of a card of TensorBoard in inches of 100 pixels, drawn twice as sharp
 WIDTH, HEIGHT = 4.0, 2.15
 DPI = 200
 SMALL = 7.5
-# The scale of attention ends at this multiple of even attention
+# The colour scale ends at this multiple of even attention
 HIGHEST_MULTIPLE = 4.0
-# The eigenvalues below this fraction of the untrained encoder's mean are not worth the paper
+# Do not draw eigenvalues below this fraction of the untrained encoder's mean
 LOWEST_FRACTION = 1e-8
 
 
@@ -77,7 +77,7 @@ def spectrum_figure(embeddings: th.Tensor, first_variance: float, rank: float, v
     if first_variance > 0:
         axes.axhline(first_variance, color="black", linestyle="--", linewidth=1, label="mean, untrained")
     axes.axhline(max(float(eigenvalues.mean()), lowest), color="#cc3311", linewidth=1.5, label="mean, now")
-    # The first few are what matters, and have the more room
+    # Give the first few more room: they matter most
     axes.set_xscale("log")
     axes.set_xticks([tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= embed_dim])
     axes.xaxis.set_major_formatter("{x:g}")
@@ -108,7 +108,7 @@ def unrolled_figure(errors: UnrolledErrors, verdict: Verdict | None) -> "Figure"
     axes.set_yscale("log")
     axes.set_xlabel("steps ahead", fontsize=SMALL)
     axes.set_ylabel("error / target variance", fontsize=SMALL)
-    # So that what is nearly equal looks so
+    # Show a wide range, so that nearly equal errors look equal
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.05), max(high, 5.0))
     axes.legend(fontsize=SMALL, loc="upper left", ncols=3, handlelength=1.2, columnspacing=1.0)
@@ -197,7 +197,7 @@ def attention_figure(
     """
     height, width = images.shape[2:4]
     if maps.shape[1] == 1:
-        # One map for all frames: only the newest is shown, three observations in a row
+        # If one map is for all frames, show only the newest frame, three observations in a row
         pairs = list(zip(images[:, -1], maps[:, 0], strict=True))
         n_columns = 3
     else:
@@ -211,12 +211,12 @@ def attention_figure(
         show_image(axes, image)
         extent = (-0.5, weights.shape[1] * patch_size - 0.5, weights.shape[0] * patch_size - 0.5, -0.5)
         multiples = weights / even
-        # Where nobody looks, nothing is laid over the picture
+        # Where there is no attention, leave the picture as it is
         opacity = 0.8 * np.clip(multiples / HIGHEST_MULTIPLE, 0.0, 1.0)
         overlay = axes.imshow(
             multiples, "autumn_r", alpha=opacity, vmin=0, vmax=HIGHEST_MULTIPLE, extent=extent, interpolation="nearest"
         )
-        # Patches may reach over the edge
+        # Patches may extend beyond the image
         axes.set_xlim(-0.5, width - 0.5)
         axes.set_ylim(height - 0.5, -0.5)
         if maps.shape[1] > 1 and index < n_columns:

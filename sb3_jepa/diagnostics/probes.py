@@ -6,7 +6,7 @@ import numpy as np
 
 from sb3_jepa.common import checks
 
-# On fewer than these, nothing is worth saying
+# Fewer episodes give no meaningful R2
 MIN_EPISODES = 4
 
 
@@ -54,7 +54,7 @@ def probe_r2(inputs: np.ndarray, targets: np.ndarray, is_held_out: np.ndarray, p
     held_out = targets[is_held_out]
     errors = held_out - ridge_predictions(inputs, targets, is_held_out, penalty)
     spread = np.square(held_out - held_out.mean(axis=0)).sum(axis=0)
-    # Not exactly zero where a mean of equal numbers is rounded
+    # A mean of equal numbers may be rounded, so that their variance is not exactly zero
     varies = spread > 1e-12 * np.square(held_out).sum(axis=0)
     return np.where(varies, 1.0 - np.square(errors).sum(axis=0) / np.where(varies, spread, 1.0), np.nan)
 
@@ -100,7 +100,7 @@ def probe_episodes(
     numbers = np.unique(episodes)
     if len(numbers) < MIN_EPISODES:
         return {}
-    # At random, for neighbours may be of one time
+    # Choose at random, since successive episodes may be similar
     chosen = np.random.default_rng(0).permutation(numbers)
     n_held_out = min(max(1, round(held_out * len(numbers))), len(numbers) - 1)
     r2 = probe_r2(embeddings, values, np.isin(episodes, chosen[:n_held_out]))

@@ -38,5 +38,5 @@ def similarity_gap(tokens: th.Tensor, regions: th.Tensor, grid: Sequence[int]) -
         cosines.append(F.cosine_similarity(one, other, dim=-1).flatten())
         is_within.append((region == other_region).flatten())
     cosine, within = th.cat(cosines), th.cat(is_within)
-    # The mean of nothing is NaN
+    # NaN if there are no pairs of one kind
     return cosine[within].mean() - cosine[~within].mean()

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 # Below this embedding variance the paper speaks of collapse (JEPA for RL, arXiv 2504.16591)
 COLLAPSED_VARIANCE = 1e-7
-# ... and this fraction of what it was at the start is no accident
+# ... or below this fraction of what it was at the start
 COLLAPSED_FRACTION = 1e-3
-# Variance in fewer directions than this, and an effective rank below this fraction of the dimensions: both together,
-# for in a simple environment a healthy encoder may have one of them
+# Low rank: variance in fewer directions than this, and an effective rank below this fraction of the dimensions. In a
+# simple environment a healthy encoder may have one of the two, but not both
 LOW_PARTICIPATION = 2.0
 LOW_RANK_FRACTION = 1 / 10
 

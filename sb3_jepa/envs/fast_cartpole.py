@@ -18,12 +18,7 @@ MARGIN = 2
 
 
 def renders_cartpole(env: gym.Env) -> bool:
-    """
-    Whether the environment renders Gymnasium's own picture of CartPole: neither a subclass nor a wrapper draws.
-
-    :param env: Any environment
-    :return: Whether :class:`FastCartPole` may draw it
-    """
+    """Whether the environment renders Gymnasium's own picture of CartPole: neither a subclass nor a wrapper draws."""
     passed_on = (gym.Wrapper.render, PassiveEnvChecker.render, OrderEnforcing.render)
     while isinstance(env, gym.Wrapper):
         if type(env).render not in passed_on or "render" in vars(env):
@@ -34,13 +29,9 @@ def renders_cartpole(env: gym.Env) -> bool:
 
 class Axis:
     """
-    The rows or the columns of a picture, and of the frame that it is resized to. Shrinking by area repeats itself every
-    ``period`` pixels, which make ``frame_period`` pixels of the frame: whole periods can be resized by themselves.
-
-    :param start: First row or column of the picture to keep
-    :param stop: The one after the last
-    :param size: Height or width of the frame
-    :param whole: Whether the picture can only be resized as a whole
+    The rows or the columns of a picture from ``start`` to ``stop``, which become ``size`` rows or columns of the frame.
+    Shrinking by area repeats itself every ``period`` pixels, which make ``frame_period`` pixels of the frame: whole
+    periods can be resized by themselves, unless the picture can only be resized as a ``whole``.
     """
 
     def __init__(self, start: int, stop: int, size: int, whole: bool) -> None:
@@ -50,13 +41,7 @@ class Axis:
         self.frame_period = size // self.n_periods
 
     def around(self, low: float, high: float) -> tuple[slice, slice]:
-        """
-        Whole periods around a range of pixels, at least one even where the range is out of the picture.
-
-        :param low: Lower end of the range
-        :param high: Upper end of the range
-        :return: Where the periods are in the picture, and in the frame
-        """
+        """Whole periods around a range of pixels, one at least: where they are in the picture, and in the frame."""
         first = min(max(math.floor((low - self.start) / self.period), 0), self.n_periods - 1)
         last = max(min(math.ceil((high - self.start) / self.period), self.n_periods), first + 1)
         return (
@@ -67,14 +52,8 @@ class Axis:
 
 class FastCartPole:
     """
-    CartPole's resized picture. Only the block around cart and pole is drawn and resized, for nothing else in it
-    moves.
-
-    :param cartpole: Environment for which :func:`renders_cartpole` is true
-    :param crop: ``(top, bottom, left, right)``: the rows and columns of the picture to keep
-    :param frame_size: ``(height, width)`` of the frame
-    :param to_frame: Turns a picture or a block of it, ``(rows, columns, 3)``, and the ``(height, width)`` to resize it
-        to, into ``(channels, height, width)``
+    CartPole's picture, cropped to ``(top, bottom, left, right)`` and resized to ``(height, width)`` by ``to_frame``.
+    Only the block around cart and pole is drawn and resized: nothing else moves.
     """
 
     def __init__(
@@ -86,7 +65,7 @@ class FastCartPole:
     ) -> None:
         self.cartpole = cartpole
         top, bottom, left, right = crop
-        # Enlarging looks at the neighbouring pixels, so that it knows no periods
+        # Enlarging interpolates between neighbouring pixels, which do not repeat themselves
         enlarges = frame_size[0] > bottom - top or frame_size[1] > right - left
         self.rows = Axis(top, bottom, frame_size[0], whole=enlarges)
         self.columns = Axis(left, right, frame_size[1], whole=enlarges)
@@ -100,18 +79,14 @@ class FastCartPole:
         self.background = to_frame(self._picture(slice(top, bottom), slice(left, right)), frame_size)
 
     def draw(self) -> np.ndarray:
-        """
-        Draw the current state.
-
-        :return: The resized picture, ``(channels, height, width)``
-        """
+        """The resized picture of the current state, ``(channels, height, width)``."""
         cart, pole, axle = self._shapes()
         xs, ys = zip(*cart, *pole, strict=True)
         width, height = self.surface.get_size()
         rows, frame_rows = self.rows.around(height - max(ys) - MARGIN, height - min(ys) + MARGIN)
         columns, frame_columns = self.columns.around(min(xs) - MARGIN, max(xs) + MARGIN)
 
-        # What earlier states left outside of this block is not looked at
+        # Clear this block only: what earlier states left outside of it is not read
         block_size = (columns.stop - columns.start, rows.stop - rows.start)
         self.surface.fill(WHITE, ((columns.start, height - rows.stop), block_size))
         for polygon, color in ((cart, BLACK), (pole, BROWN)):
@@ -145,5 +120,5 @@ class FastCartPole:
         return cart, pole, (int(x), int(TRACK + axle_offset))
 
     def _picture(self, rows: slice, columns: slice) -> np.ndarray:
-        # A copy: as long as something looks at a surface's own memory, the surface cannot be drawn to
+        # Copy: pygame locks a surface while an array shares its memory
         return np.ascontiguousarray(pygame.surfarray.pixels3d(self.surface).swapaxes(0, 1)[::-1][rows, columns])

@@ -16,7 +16,7 @@ from sb3_jepa.common import checks
 
 # A frame's longer side is rounded to a multiple of this many pixels, so that patches of 8 or 16 pixels fit
 ROUND_TO = 16
-# What OpenCV resizes to
+# The largest side that OpenCV resizes to
 MAX_SIDE = 32766
 # Weights of red, green and blue in a grey picture: ITU-R 709, as in Gymnasium's GrayscaleObservation
 LUMINANCE = np.array([[0.2125, 0.7154, 0.0721]])
@@ -81,7 +81,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._to_frame = partial(_to_frame, grayscale=grayscale)
         self._draw: Callable[[], np.ndarray] = self._draw_rendered
         if isinstance(env.unwrapped, CartPoleEnv):
-            # Only here, for it needs pygame, which other environments do not
+            # Import here: it needs pygame, which other environments do without
             from sb3_jepa.envs.fast_cartpole import FastCartPole, renders_cartpole
 
             if renders_cartpole(env):
@@ -98,24 +98,13 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return self._to_frame(picture[top:bottom, left:right], self.frame_size)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """
-        Begin an episode.
-
-        :param seed: Seed of the environment's random numbers
-        :param options: Of the environment
-        :return: The first frame, repeated, and information
-        """
+        """Begin an episode: its first frame, repeated, and the environment's information."""
         _, info = self.env.reset(seed=seed, options=options)
         self._stack = np.concatenate([self._draw()] * self.n_frames)
         return self._stack, info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict]:
-        """
-        Act.
-
-        :param action: Action
-        :return: The last frames, reward, whether the episode is terminated, whether it is truncated, and information
-        """
+        """Act: the last frames, and what else the environment returns."""
         _, reward, terminated, truncated, info = self.env.step(action)
         frame = self._draw()
         # A new array: those of earlier steps stay as they are
@@ -128,7 +117,7 @@ def _to_frame(image: np.ndarray, size: tuple[int, int], grayscale: bool) -> np.n
     import cv2
 
     image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-    # Grey after the resizing: the order hardly matters to the picture, and does to the time that it takes
+    # Turn grey after the resizing: the picture is nearly the same, and it takes less time
     return cv2.transform(image, LUMINANCE)[None] if grayscale else np.moveaxis(image, -1, 0)
 
 
@@ -197,7 +186,7 @@ def make_pixel_vec_env(
         n_envs=checks.whole_number("n_envs", n_envs),
         seed=checks.optional(checks.seed, "seed", seed),
         wrapper_class=PixelObservation,
-        # Checked here, since what another process raises is not seen
+        # Check here: an error in another process would not be shown
         wrapper_kwargs=dict(
             frame_size=_check_frame_size(frame_size),
             crop=_check_crop(crop),
@@ -226,7 +215,7 @@ def state_names(env: VecEnv, n_variables: int) -> list[str] | None:
     checks.instance("env", env, VecEnv)
     n_variables = checks.whole_number("n_variables", n_variables, 0)
     try:
-        # From a process of its own, any attribute that tells the class might fail to be sent
+        # Ask for the description: a class in another process may fail to be pickled
         (description,) = env.env_method("__str__", indices=0)
     except (AttributeError, NotImplementedError):
         return None

@@ -1,4 +1,4 @@
-"""How little a model expected each step of its environments, as an info and as a reward."""
+"""The surprise of a model at each step of its environments, as an info and as a reward."""
 
 import inspect
 import pathlib
@@ -143,31 +143,19 @@ class VecSurprise(VecEnvWrapper):
         )
 
     def reset(self) -> Any:
-        """
-        Reset all environments.
-
-        :return: First observations of the episodes
-        """
+        """Reset all environments, and return their first observations."""
         observations = self.venv.reset()
         self._last_observations = observations
         self.returns = np.zeros(self.num_envs)
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """
-        Begin a step.
-
-        :param actions: As the environments execute them, ``(environments, *action shape)``
-        """
+        """Begin a step with actions as the environments execute them, ``(environments, *action shape)``."""
         self._actions = actions
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """
-        End a step.
-
-        :return: Observations, rewards, whether episodes ended, and infos with the surprise
-        """
+        """End a step: observations, rewards, whether episodes ended, and infos with the surprise."""
         observations, rewards, dones, infos = self.venv.step_wait()
         surprises = np.zeros(self.num_envs, dtype=np.float32)
         extrinsic_rewards = rewards
@@ -180,7 +168,7 @@ class VecSurprise(VecEnvWrapper):
                 self.return_rms.update(self.returns)
             if self.reward_coef > 0:
                 rewards = (rewards + self.reward_coef * self.normalize(surprises)).astype(np.float32)
-        # New ones: those of the environment may be the same at each step
+        # Copy the infos: an environment may return the same dictionary at each step
         infos = [{**info, SURPRISE: float(one)} for info, one in zip(infos, surprises, strict=True)]
         if self.reward_coef > 0:
             for info, reward in zip(infos, extrinsic_rewards, strict=True):
@@ -205,11 +193,7 @@ class VecSurprise(VecEnvWrapper):
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """
-        Restore what was pickled. :meth:`set_venv` must be called before the wrapper is used.
-
-        :param state: Of :meth:`__getstate__`
-        """
+        """Restore what was pickled. :meth:`set_venv` must be called before the wrapper is used."""
         self.__dict__.update(state)
         self.venv = None  # type: ignore[assignment]
 

@@ -1,7 +1,7 @@
 """Context encoders as Stable-Baselines3 knows them, features extractors: made, found, saved and loaded."""
 
+from sb3_jepa.extractors.files import describe_encoder, read_encoder
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
-from sb3_jepa.extractors.pretrained import read_encoder
 from sb3_jepa.extractors.transfer import load_encoder, save_encoder
 
-__all__ = ["JepaExtractor", "load_encoder", "read_encoder", "save_encoder"]
+__all__ = ["JepaExtractor", "describe_encoder", "load_encoder", "read_encoder", "save_encoder"]

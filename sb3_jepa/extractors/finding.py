@@ -6,7 +6,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_jepa.common import checks
 
-# The model's attribute that holds what JepaCallback trains its encoders with, for the model's zip to hold it too
+# The model's attribute with what JepaCallback trains its encoders with: it is saved in the model's zip
 LEARNERS = "jepa_learners"
 
 
@@ -30,15 +30,10 @@ def find_encoders(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
 
 
 def features_extractors(policy: BasePolicy) -> dict[str, BaseFeaturesExtractor]:
-    """
-    Those of the policy's networks, target networks among them.
-
-    :param policy: Of any algorithm
-    :return: By their paths, and each once
-    """
+    """The features extractors of a policy's networks, target networks among them, by their paths; each once."""
     found: dict[str, BaseFeaturesExtractor] = {}
     for path, module in policy.named_modules():
-        # An extractor may be made of others, and an objective has a copy of one
+        # Skip extractors inside of extractors, and the copies inside of objectives
         is_part = any(path.startswith(f"{whole}.") for whole in found)
         is_one = isinstance(module, BaseFeaturesExtractor) and path.endswith("features_extractor")
         if is_one and not is_part:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,14 +15,14 @@ from torch import nn
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.state_dicts import HOW_TO_FIT
-from sb3_jepa.extractors.tokenization import SpaceTokenizers, has_only_standardized
-from sb3_jepa.parts import (
-    ColumnTokenizer,
-    InputStandardization,
-    StandardizedPatchTokenizer,
-    TransformerEncoder,
-    measuring,
+from sb3_jepa.extractors.tokenization import (
+    ImageOptions,
+    default_numbers_per_token,
+    has_only_standardized,
+    make_tokenizer,
+    resolve,
 )
+from sb3_jepa.parts import InputStandardization, StandardizedPatchTokenizer, TransformerEncoder, measuring
 from sb3_jepa.parts.tokenizers import follow
 
 
@@ -41,15 +42,21 @@ class JepaExtractor(BaseFeaturesExtractor):
     Its initialisation is its own: ``ortho_init``, which Stable-Baselines3 applies to a finished extractor, is ignored.
     ``TRPO``, which differentiates twice, needs :class:`~sb3_jepa.JepaCallback` with it.
 
+    All that follows ``embed_dim`` is given by its name, in ``features_extractor_kwargs``: first what belongs to the
+    transformer, then to images and grids (from ``patch_size``), vectors and categories (``numbers_per_token``), input
+    statistics (``standardize_frames``), the readout (``class_tokens``), and speed (``autocast``).
+
     :param observation_space: Of the observations
     :param embed_dim: Width of the transformer, and of the features if they are one token or a mean
-    :param patch_size: Side of a square patch in pixels. Where it does not divide height or width, zeros are added. By
-        default the largest power of two that leaves at least 16 patches: 16 for 64 x 96 and 84 x 84 pixels.
     :param depth: Number of transformer blocks
     :param num_heads: Attention heads per block, a divisor of ``embed_dim``
     :param mlp_ratio: Hidden width of each block's MLP as a multiple of ``embed_dim``
-    :param numbers_per_token: How many numbers of vectors, or variables of ``MultiDiscrete``, a token holds. By default
-        as many as leave about 32 tokens for all vectors of an observation together; with ``missing_as_nan``, one.
+    :param final_norm: Whether a LayerNorm closes the transformer, as in the original ViT. It keeps the embedding
+        variance of a healthy encoder between 0 and 1.
+    :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`. The readout of
+        ``output="per_token"`` belongs to the network that uses the tokens, and learns all the same.
+    :param patch_size: Side of a square patch in pixels. Where it does not divide height or width, zeros are added. By
+        default the largest power of two that leaves at least 16 patches: 16 for 64 x 96 and 84 x 84 pixels.
     :param frames: Number of frames stacked in the channels of an image, oldest first; 1 for a single picture. By
         default 6, 9, 12, ... channels are taken for RGB frames, and any other number for grey ones. (Under
         ``"changes"`` the three colours of a picture that are taken for three frames lose nothing.)
@@ -58,15 +65,6 @@ class JepaExtractor(BaseFeaturesExtractor):
         ``"changes"``: the same, of the newest frame and the changes from frame to frame, so that motion is seen sooner.
     :param channels_first: Whether images and grids have their channels first or last, for those where the smallest axis
         does not tell
-    :param final_norm: Whether a LayerNorm closes the transformer, as in the original ViT. It keeps the embedding
-        variance of a healthy encoder between 0 and 1.
-    :param standardize_frames: From how many observations to measure the statistics that standardise the input, before
-        anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` does so with the first rollout;
-        without it, give them to :meth:`measure_inputs` yourself. Images are standardised by one deviation, vectors by
-        one for each number, and grids by one for each channel; what is categorical is not. Those of vectors and grids
-        then follow the data, see :meth:`follow_inputs`.
-    :param frozen: Whether the parameters stay as they are, see :func:`~sb3_jepa.load_encoder`. The readout of
-        ``output="per_token"`` belongs to who uses the tokens, and learns all the same.
     :param normalized_image: Whether to assume that the image is already normalized (this disables dtype and bounds
         checks), as in Stable-Baselines3's ``NatureCNN``
     :param drop_constant_tokens: Whether to leave out the patches of images that never changed while the input
@@ -74,6 +72,20 @@ class JepaExtractor(BaseFeaturesExtractor):
     :param token_budget: How many tokens an image keeps at most: those whose patches differ most from what is already
         known, which is the frame before, or else the mean of the input statistics (without these, black), see
         :class:`~sb3_jepa.parts.token_selection.TokenSelection`. An image that has no more keeps all.
+    :param numbers_per_token: How many numbers of vectors, or variables of ``MultiDiscrete``, a token holds. By default
+        as many as leave about 32 tokens for all vectors of an observation together; with ``missing_as_nan``, one.
+    :param missing_as_nan: Whether NaN in a vector means that this number is missing, as if a sensor had failed. Its
+        token is left out; one that holds several numbers, if all of them are missing (the others count as the mean).
+    :param standardize_frames: From how many observations to measure the statistics that standardise the input, before
+        anything is learned; 0 for no standardisation. :class:`~sb3_jepa.JepaCallback` does so with the first rollout;
+        without it, give them to :meth:`measure_inputs` yourself. Images are standardised by one deviation, vectors by
+        one for each number, and grids by one for each channel; what is categorical is not. Those of vectors and grids
+        then follow the data, see :meth:`follow_inputs`.
+    :param class_tokens: Number of class tokens, which are *T-JEPA*'s [REG] tokens (arXiv 2410.05016): they say nothing
+        of the observation, and are always visible
+    :param output: What the features are: ``"class_token"``, the output of the first class token; ``"mean"`` of the
+        observation's tokens; ``"per_token"``, a number for each token, with learned weights; ``"flat"``, all tokens,
+        one after the other, ``embed_dim`` for each. The class tokens come first in the last two.
     :param autocast: Whether to compute the transformer in bfloat16, on devices that do. Parameters, standardised inputs
         and embedding stay float32. On a GPU it is faster; on a CPU it is seldom so.
     :param compile_kwargs: If given, the encoder is compiled, with these keyword arguments of ``torch.compile``; ``{}``
@@ -81,13 +93,6 @@ class JepaExtractor(BaseFeaturesExtractor):
         a CPU a C++ compiler must be installed. PyTorch keeps eight graphs for all encoders of a process, and one model
         needs five to nine: call ``torch.compiler.reset()`` before the next one. ``TRPO`` and
         :func:`~sb3_jepa.export_policy` do without.
-    :param class_tokens: Number of class tokens, which are *T-JEPA*'s [REG] tokens (arXiv 2410.05016): they say nothing
-        of the observation, and are always visible
-    :param output: What the features are: ``"class_token"``, the output of the first class token; ``"mean"`` of the
-        observation's tokens; ``"per_token"``, a number for each token, with learned weights; ``"flat"``, all tokens,
-        one after the other, ``embed_dim`` for each. The class tokens come first in the last two.
-    :param missing_as_nan: Whether NaN in a vector means that this number is missing, as if a sensor had failed. Its
-        token is left out; one that holds several numbers, if all of them are missing (the others count as the mean).
     :raises ValueError: If the observations are none of these, do not fit ``patch_size`` or ``frames``, do not tell
         where their channels are, or if an argument is not among those accepted
     """
@@ -96,33 +101,49 @@ class JepaExtractor(BaseFeaturesExtractor):
         self,
         observation_space: spaces.Space,
         embed_dim: int = 64,
-        patch_size: int | None = None,
+        *,
+        # Transformer
         depth: int = 2,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
+        final_norm: bool = True,
+        frozen: bool = False,
+        # Images and grids
+        patch_size: int | None = None,
         frames: int | None = None,
         frames_as: str = "changes",
-        final_norm: bool = True,
-        standardize_frames: int = 1024,
-        frozen: bool = False,
+        channels_first: bool | None = None,
         normalized_image: bool = False,
         drop_constant_tokens: bool = False,
         token_budget: int | None = None,
-        autocast: bool = False,
-        compile_kwargs: dict[str, Any] | None = None,
+        # Vectors and categories
+        numbers_per_token: int | None = None,
+        missing_as_nan: bool = False,
+        # Input statistics
+        standardize_frames: int = 1024,
+        # Readout
         class_tokens: int = 1,
         output: str = "class_token",
-        missing_as_nan: bool = False,
-        numbers_per_token: int | None = None,
-        channels_first: bool | None = None,
+        # Speed
+        autocast: bool = False,
+        compile_kwargs: dict[str, Any] | None = None,
     ):
         checks.instance("observation_space", observation_space, spaces.Space)
-        embed_dim = checks.whole_number("embed_dim", embed_dim)
+        embed_dim, frozen = checks.whole_number("embed_dim", embed_dim), checks.flag("frozen", frozen)
+        images = ImageOptions(
+            patch_size=checks.optional(checks.whole_number, "patch_size", patch_size),
+            frames=checks.optional(checks.whole_number, "frames", frames),
+            frames_as=checks.choice("frames_as", frames_as, ("changes", "channels", "tokens")),
+            channels_first=checks.optional(checks.flag, "channels_first", channels_first),
+            normalized_image=checks.flag("normalized_image", normalized_image),
+            drop_constant_tokens=checks.flag("drop_constant_tokens", drop_constant_tokens),
+            token_budget=checks.optional(checks.whole_number, "token_budget", token_budget),
+        )
+        missing_as_nan = checks.flag("missing_as_nan", missing_as_nan)
+        numbers_per_token = checks.optional(checks.whole_number, "numbers_per_token", numbers_per_token)
+        if numbers_per_token is None:
+            numbers_per_token = default_numbers_per_token(observation_space, missing_as_nan)
         standardize_frames = checks.whole_number("standardize_frames", standardize_frames, 0)
-        frames = checks.optional(checks.whole_number, "frames", frames)
-        frozen = checks.flag("frozen", frozen)
-        drop_constant_tokens = checks.flag("drop_constant_tokens", drop_constant_tokens)
-        token_budget = checks.optional(checks.whole_number, "token_budget", token_budget)
         autocast = checks.flag("autocast", autocast)
         if compile_kwargs is not None:
             compile_kwargs = checks.keyword_arguments("compile_kwargs", compile_kwargs)
@@ -131,49 +152,52 @@ class JepaExtractor(BaseFeaturesExtractor):
                 "`drop_constant_tokens=True` needs the input statistics: `standardize_frames` must be positive, got 0"
             )
         super().__init__(observation_space, features_dim=embed_dim)
-        self.standardize_frames, self.frames = standardize_frames, frames
+        self.standardize_frames, self.frames = standardize_frames, images.frames
         self.autocast, self.compile_kwargs = autocast, compile_kwargs
         self._warned_not_standardized = False
-        tokenizer = SpaceTokenizers(
-            embed_dim=embed_dim,
-            patch_size=patch_size,
-            numbers_per_token=numbers_per_token,
-            frames=frames,
-            frames_as=frames_as,
-            channels_first=channels_first,
-            normalized_image=normalized_image,
-            drop_constant_tokens=drop_constant_tokens,
-            token_budget=token_budget,
-            missing_as_nan=missing_as_nan,
-        ).make(observation_space)
+        tokenizer = make_tokenizer(observation_space, embed_dim, images, numbers_per_token, missing_as_nan)
         self._selections = [
             module.selection
             for module in tokenizer.modules()
             if isinstance(module, StandardizedPatchTokenizer) and module.selection is not None
         ]
-        if (drop_constant_tokens or token_budget is not None) and not self._selections:
-            raise ValueError(
-                "`drop_constant_tokens` and `token_budget` leave out patches of images, and there is no image in "
-                f"{observation_space}"
-            )
-        if missing_as_nan and not any(isinstance(module, ColumnTokenizer) for module in tokenizer.modules()):
-            raise ValueError(
-                f"`missing_as_nan` leaves out numbers of vectors, and there is no vector in {observation_space}"
-            )
         self.encoder = TransformerEncoder(
             tokenizer, embed_dim, depth, num_heads, mlp_ratio, final_norm, class_tokens, output, missing_as_nan
         )
         self._features_dim = self.encoder.output_dim
+        self._kwargs = asdict(resolve(images, observation_space, tokenizer)) | dict(
+            embed_dim=embed_dim,
+            depth=int(depth),
+            num_heads=int(num_heads),
+            mlp_ratio=float(mlp_ratio),
+            final_norm=bool(final_norm),
+            numbers_per_token=numbers_per_token,
+            missing_as_nan=missing_as_nan,
+            standardize_frames=standardize_frames,
+            class_tokens=int(class_tokens),
+            output=str(output),
+            autocast=autocast,
+        )
         self._compile()
         if frozen:
             self.freeze()
+
+    @property
+    def resolved_kwargs(self) -> dict[str, Any]:
+        """
+        The keyword arguments that make the same extractor again, also where the defaults are others: ``patch_size``,
+        ``frames`` and ``numbers_per_token`` as they came out. (Where the images of a ``Dict`` differ in one, it is as
+        it was given.) They fit into JSON: ``compile_kwargs``, which may hold functions and changes nothing that is
+        computed, is left out.
+        """
+        return dict(self._kwargs, frozen=self.is_frozen)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         own = self.state_dict()
         theirs = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
         if any(theirs[name].shape != value.shape for name, value in own.items() if name in theirs):
-            # The last argument gathers what PyTorch says in its error
+            # The last argument is PyTorch's list of error messages
             args[-1].append(HOW_TO_FIT)
 
     def freeze(self, frozen: bool = True) -> None:
@@ -202,7 +226,7 @@ class JepaExtractor(BaseFeaturesExtractor):
             ) from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Copies, such as a target encoder, and unpickled extractors: PyTorch leaves out what it compiled
+        # PyTorch does not copy or pickle what it compiled
         super().__setstate__(state)
         self._compile()
 
@@ -215,7 +239,7 @@ class JepaExtractor(BaseFeaturesExtractor):
     def n_inputs_to_measure(self) -> int:
         """Number of observations that the input statistics still lack."""
         n_seen = min((int(standardization.n_seen) for standardization in self.standardizations), default=None)
-        # What is frozen stays as it is, once it was measured
+        # A frozen encoder keeps the statistics that it has
         if n_seen is None or (self.is_frozen and n_seen > 0):
             return 0
         return max(0, self.standardize_frames - n_seen)
@@ -277,7 +301,7 @@ class JepaExtractor(BaseFeaturesExtractor):
     def apply(self, fn: Callable[[nn.Module], Any]) -> "JepaExtractor":
         """
         Apply a function to all submodules, except Stable-Baselines3's ``ortho_init``, which would replace the
-        transformer's initialisation, or pretrained weights, without a word.
+        transformer's initialisation, or pretrained weights, silently.
 
         :param fn: Function to apply
         """
@@ -290,7 +314,7 @@ class JepaExtractor(BaseFeaturesExtractor):
         :param observations: Preprocessed observations, such as images ``(batch, frames * channels, height, width)``
         :return: Embedding ``(batch, features_dim)``
         """
-        # What is exported is neither rounded nor compiled
+        # An exported policy is neither rounded nor compiled
         if th.compiler.is_exporting():
             return self.encoder.forward(observations)
         if not self.autocast:
@@ -339,5 +363,5 @@ class JepaExtractor(BaseFeaturesExtractor):
             return self.encoder.forward(observations)
         for selection in self._selections:
             selection.update()
-        # With CUDA graphs, the next run writes over what this one returns
+        # Copy: with CUDA graphs, the next run overwrites this output
         return self.encoder(observations).clone()

@@ -21,20 +21,15 @@ BATCH_SIZE = 1024
 
 
 def n_inputs_to_measure(policy: BasePolicy) -> int:
-    """
-    :param policy: Of any algorithm
-    :return: Number of observations that the input statistics of its encoders still lack
-    """
-    # Not those of a frozen teacher, which nobody measures
+    """Number of observations that the input statistics of a policy's encoders still lack."""
+    # Leave out a frozen teacher: it was measured where it was trained
     parts = (part for extractor in features_extractors(policy).values() for part in jepa_extractors(extractor))
     return max((part.n_inputs_to_measure for part in parts), default=0)
 
 
 @th.no_grad()
 def measure_inputs(
-    policy: BasePolicy,
-    observations: np.ndarray | dict[str, np.ndarray],
-    objectives: Mapping[str, Objective],
+    policy: BasePolicy, observations: np.ndarray | dict[str, np.ndarray], objectives: Mapping[str, Objective]
 ) -> None:
     """
     Merge observations into the statistics that standardise the input, for all that encode alike: target networks and
@@ -46,13 +41,13 @@ def measure_inputs(
     :param objectives: What its encoders learn, by the names of :func:`find_encoders`
     """
     tensors = by_key(obs_as_tensor(observations, policy.device))
-    # As they are stored: images are bytes
+    # Gather images as bytes, which are smaller than floats
     of_all_ranks = {key: gather_batch(tensor).split(BATCH_SIZE) for key, tensor in tensors.items()}
     for extractor in features_extractors(policy).values():
         parts = [part for part in jepa_extractors(extractor) if part.n_inputs_to_measure > 0]
         lacking = [standardization for part in parts for standardization in part.standardizations]
         if lacking:
-            # Of ours, what comes after the tokens need not be computed
+            # A JepaExtractor measures in its tokenizer: skip the rest of it
             through = extractor.encoder.tokenizer if isinstance(extractor, JepaExtractor) else extractor
             with measuring(lacking):
                 for batch in zip(*of_all_ranks.values(), strict=True):

@@ -1,4 +1,4 @@
-"""Teachers that are named by their files: read where an objective is made, and described where a model is saved."""
+"""Teachers that are given by the paths of their files."""
 
 import os
 import pathlib
@@ -9,8 +9,9 @@ import torch as th
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.random_numbers import isolated_random_numbers
+from sb3_jepa.common.sb3_privates import observation_space_of
 from sb3_jepa.common.state_dicts import find_misfits
-from sb3_jepa.extractors.files import read_state
+from sb3_jepa.extractors.files import describe_encoder, find_encoder_file, read_encoder, read_state
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 
 # The keyword argument of an objective
@@ -19,31 +20,31 @@ TEACHER = "teacher"
 
 class TeacherFile:
     """
-    What a model keeps of a teacher beside its parameters, which are the objective's: where it is from, and how to make
-    it again where that is not there any more.
+    What a saved model holds of a teacher: where its file is, and how to make it again without the file. The teacher's
+    parameters are among those of the objective.
 
-    :param path: The folder of :func:`~sb3_jepa.pretrain`, or the encoder's file in it
+    :param path: As of :func:`~sb3_jepa.read_encoder`
     :raises ValueError: If there is no such encoder, or it is broken
     """
 
-    def __init__(self, path: str | os.PathLike):
-        # That package imports the policies, which import this
-        from sb3_jepa.extractors.pretrained import read_description, read_encoder
+    # Models that an earlier sb3_jepa saved have no such attribute
+    features_extractor_class: type[JepaExtractor] = JepaExtractor
 
-        # Whether it can be read has to be known now
-        read_encoder(path)
-        file, self.observation_space, self.features_extractor_kwargs = read_description(path)
-        # As it was given, and wherever the process is. (Texts, for paths of one system cannot be unpickled on another.)
-        self.given, self.path = str(pathlib.Path(path)), str(file.resolve())
+    def __init__(self, path: str | os.PathLike):
+        encoder = read_encoder(path)
+        self.features_extractor_class, self.observation_space = type(encoder), observation_space_of(encoder)
+        self.features_extractor_kwargs = describe_encoder(path)["features_extractor_kwargs"]
+        # As given, and absolute. Paths would be pickled as those of one operating system: texts can be loaded on all
+        self.given, self.path = str(pathlib.Path(path)), str(find_encoder_file(path).resolve())
 
     def make(self) -> JepaExtractor:
         """
-        :return: The teacher. If its file cannot be read any more, or has become another's, all its parameters are NaN:
-            a model that is loaded gets those that it was saved with, and nothing else can learn from it by mistake.
+        :return: The teacher. If its file cannot be read any more, or holds another encoder, all parameters are NaN: a
+            model that is loaded replaces them by its own, and no other model can learn from them by mistake.
         """
-        # A training that is under way must not miss the random numbers of its initialisation
+        # The initialisation must not take random numbers from a training
         with isolated_random_numbers():
-            teacher = JepaExtractor(self.observation_space, **self.features_extractor_kwargs)
+            teacher = self.features_extractor_class(self.observation_space, **self.features_extractor_kwargs)
         own = teacher.state_dict()
         try:
             state = read_state(self.path)
@@ -62,7 +63,7 @@ def describe_teacher(
 ) -> dict[str, Any]:
     """
     :param objective_kwargs: Keyword arguments of an objective, whose ``teacher`` may be a path
-    :param known: Those that a loaded model has learned with: of their teachers, the files need not exist any more
+    :param known: Keyword arguments that a loaded model has learned with: the files of their teachers may be gone
     :return: The same, with a :class:`TeacherFile` in the place of a path
     :raises ValueError: If there is no such encoder, or these are no keyword arguments
     """
@@ -79,7 +80,7 @@ def make_teacher(objective_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     :param objective_kwargs: Keyword arguments of an objective, whose ``teacher`` may be a path or a
         :class:`TeacherFile`
-    :return: The same, with an encoder in the place of that: what the objective takes
+    :return: The same, with an encoder as ``teacher``
     :raises ValueError: If there is no such encoder
     """
     kwargs = describe_teacher(objective_kwargs)

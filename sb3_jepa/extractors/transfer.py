@@ -8,20 +8,21 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_jepa.common import checks
-from sb3_jepa.extractors.files import check_fit, read_state, write_encoder
+from sb3_jepa.extractors.files import check_fit, find_encoder_file, read_state, write_encoder
 from sb3_jepa.extractors.finding import LEARNERS, find_encoders, pick_encoders
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
-from sb3_jepa.parts import MomentumEncoder
+from sb3_jepa.parts.targets import target_module
 
 
 def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | None = None) -> pathlib.Path:
     """
-    Save an encoder alone, with the statistics that standardise its input. If that fails, an older file stays as it was.
-    A warning tells if it holds NaN or infinite values.
+    Save an encoder alone, with the statistics that standardise its input and a description of what it is, so that
+    :func:`~sb3_jepa.read_encoder` can make it again without the model. If that fails, an older file stays as it was. A
+    warning tells if it holds NaN or infinite values.
 
     :param model: Of any algorithm
-    :param path: Where to save. A file that ends in ``.safetensors`` needs that package, any other is a state dict of
-        PyTorch; without an ending, ``.safetensors`` is added where the package is installed, and ``.pth`` otherwise.
+    :param path: Where to save. A file that ends in ``.safetensors`` needs that package, any other is PyTorch's;
+        without an ending, ``.safetensors`` is added where the package is installed, and ``.pth`` otherwise.
     :param encoder: Name of the network that it belongs to, such as ``"critic"``; by default the first
     :return: The file
     :raises ValueError: If there is no such encoder
@@ -29,7 +30,7 @@ def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | 
     """
     path, encoder = checks.path("path", path), checks.optional(checks.text, "encoder", encoder)
     _, module = next(iter(pick_encoders(model, None if encoder is None else [encoder]).items()))
-    return write_encoder(module, path)
+    return write_encoder(module, path, model.policy.features_extractor_kwargs)
 
 
 def load_encoder(
@@ -40,7 +41,7 @@ def load_encoder(
     The target networks of the algorithm and the target encoder of a JEPA begin with it too.
 
     :param model: Of any algorithm
-    :param path: The file
+    :param path: The file, also one of :func:`~sb3_jepa.pretrain`, or that one's folder
     :param encoders: Names of the networks to load it into; all by default
     :param freeze: Whether it stays as it is from now on, except for the readout of ``output="per_token"``. A model that
         is saved and loaded knows that, if all its encoders are frozen and are a :class:`~sb3_jepa.JepaExtractor`.
@@ -48,8 +49,9 @@ def load_encoder(
     :raises ImportError: If ``.safetensors`` is to be loaded and not installed
     """
     picked, freeze = pick_encoders(model, encoders), checks.flag("freeze", freeze)
-    state = read_state(checks.existing_file("path", path))
-    # All are looked at before any is changed
+    path = find_encoder_file(path)
+    state = read_state(path)
+    # Check all before any is changed
     states = {name: _with_readout_of(encoder, state) for name, encoder in picked.items()}
     for name, encoder in picked.items():
         check_fit(states[name], encoder, f"{path} does not fit the encoder {name!r}")
@@ -59,31 +61,31 @@ def load_encoder(
             encoder.freeze(freeze)
         else:
             encoder.requires_grad_(not freeze)
-        for target in _targets(model.policy, name, encoder):
-            target.load_state_dict(states[name])
+        for target, original in _targets(model.policy, name, encoder):
+            target.load_state_dict(original.state_dict())
     for name in picked:
         getattr(model, LEARNERS, {}).pop(name, None)
     _remember_frozen(model)
 
 
 def _with_readout_of(encoder: th.nn.Module, state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
-    """What reads numbers from tokens is learned by who uses them: an encoder without it may be loaded into one with."""
+    """The readout is learned by each model for itself: without one, the file still fits a model that has one."""
     own = encoder.state_dict()
     is_of_readout = {name for name in {*own, *state} if name.startswith("encoder.readout.")}
     kept = {name: value for name, value in state.items() if name not in is_of_readout or name in own}
     return {**{name: own[name] for name in own if name in is_of_readout}, **kept}
 
 
-def _targets(policy: BasePolicy, name: str, encoder: BaseFeaturesExtractor) -> list[th.nn.Module]:
-    """The extractors of target networks, and the momentum copy of an objective, that belong to an encoder."""
-    targets: list[th.nn.Module] = []
+def _targets(policy: BasePolicy, name: str, encoder: BaseFeaturesExtractor) -> list[tuple[th.nn.Module, th.nn.Module]]:
+    """The extractors of target networks, and the momentum copy of an objective, each with what it is a copy of."""
+    targets: list[tuple[th.nn.Module, th.nn.Module]] = []
     for network_name, network in policy.named_children():
         original = getattr(policy, network_name.removesuffix("_target"), None)
         if network_name.endswith("_target") and getattr(original, "features_extractor", None) is encoder:
-            targets.append(network.features_extractor)  # type: ignore[arg-type]
+            targets.append((network.features_extractor, encoder))  # type: ignore[arg-type]
     objectives = getattr(policy, "objectives", {})
-    if name in objectives and isinstance(objectives[name].target_encoder, MomentumEncoder):
-        targets.append(objectives[name].target_encoder.encoder)
+    if name in objectives and objectives[name].has_momentum_target:
+        targets.append((objectives[name].target_encoder.encoder, target_module(encoder)))
     return targets
 
 

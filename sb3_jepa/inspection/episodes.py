@@ -1,4 +1,4 @@
-"""Whole episodes, as they happened, and the frames that were seen in them."""
+"""Episodes of a model, recorded while it acts, and the frames in their observations."""
 
 from collections import deque
 from collections.abc import Callable
@@ -23,22 +23,19 @@ class Episode(NamedTuple):
         ``Dict`` observations a dictionary of such
     :param actions: As the environment executed them, ``(steps, *action shape)``
     :param rewards: ``(steps,)``
-    :param readings: What else was read of the environment before each step, ``(steps, variables)``, or None
+    :param variables: Of the environment, before each step, ``(steps, variables)``; None if none were recorded
     """
 
     observations: Any
     actions: np.ndarray
     rewards: np.ndarray
-    readings: np.ndarray | None = None
+    variables: np.ndarray | None = None
 
 
 class EpisodeRecorder:
     """
-    Keeps the latest episodes.
-
-    :param n_envs: How many of the environments are recorded, from the first
-    :param max_steps: An episode that is longer is cut in pieces
-    :param max_total_steps: The oldest episodes are dropped when the others have so many steps
+    Keeps the latest episodes of the first ``n_envs`` environments. One of more than ``max_steps`` is cut in pieces, and
+    the oldest are dropped when the others have ``max_total_steps``.
     """
 
     def __init__(self, n_envs: int = 1, max_steps: int = 500, max_total_steps: int = 500):
@@ -55,25 +52,15 @@ class EpisodeRecorder:
         new_observations: Any,
         dones: np.ndarray,
         infos: list[dict[str, Any]],
-        readings: np.ndarray | None = None,
+        variables: np.ndarray | None = None,
     ) -> None:
-        """
-        Note a step of all environments.
-
-        :param observations: Before the step
-        :param actions: As the environments executed them
-        :param rewards: Of the step
-        :param new_observations: After it; where an episode ended, the first of the next one
-        :param dones: Whether the step ended an episode
-        :param infos: With the key ``"terminal_observation"`` where the step ended an episode
-        :param readings: What else was read of the environments before the step, ``(environments, variables)``
-        """
+        """Record a step of all environments, with ``variables`` of before it, ``(environments, variables)``."""
         led_to, _ = true_next_observations(new_observations, dones, infos)
         for env in range(self.n_envs):
-            # Copies, for a view would keep what all the other environments showed
+            # Copy: a view would keep the observations of all environments in memory
             before = {key: np.array(array[env]) for key, array in by_key(observations).items()}
-            reading = None if readings is None else readings[env]
-            self._steps[env].append((before, actions[env], float(rewards[env]), reading))
+            of_env = None if variables is None else variables[env]
+            self._steps[env].append((before, actions[env], float(rewards[env]), of_env))
             self._last[env] = {key: array[env] for key, array in by_key(led_to).items()}
             if dones[env] or len(self._steps[env]) == self.max_steps:
                 self._ended.append(self._episode(env))
@@ -86,66 +73,52 @@ class EpisodeRecorder:
         return len(self._ended[0].actions) if self._ended else 0
 
     def _episode(self, env: int) -> Episode:
-        befores, actions, rewards, readings = zip(*self._steps[env], strict=True)
+        befores, actions, rewards, variables = zip(*self._steps[env], strict=True)
         rows = [*befores, self._last[env]]
         observations = {key: np.stack([row[key] for row in rows]) for key in befores[0]}
-        is_read = readings[0] is not None
+        has_variables = variables[0] is not None
         return Episode(
-            as_observations(observations), np.stack(actions), np.array(rewards), np.stack(readings) if is_read else None
+            as_observations(observations),
+            np.stack(actions),
+            np.array(rewards),
+            np.stack(variables) if has_variables else None,
         )
 
     def latest(self, with_unfinished: bool = False) -> list[Episode]:
-        """
-        :param with_unfinished: Whether to add those that are under way, also if others have ended
-        :return: Episodes that have ended, oldest first; if none has, those that are under way
-        """
+        """Episodes that have ended, oldest first, and those under way if none has ended or ``with_unfinished``."""
         if self._ended and not with_unfinished:
             return list(self._ended)
         return [*self._ended, *(self._episode(env) for env in range(self.n_envs) if self._steps[env])]
 
 
 def executed_actions(step_locals: dict[str, Any]) -> np.ndarray:
-    """
-    :param step_locals: Local variables of ``collect_rollouts``, as a callback sees them
-    :return: The actions that the environments executed
-    """
+    """The actions that the environments executed, from the local variables of ``collect_rollouts``."""
     # On-policy algorithms clip them; off-policy ones have nothing to clip
     return step_locals["clipped_actions" if "clipped_actions" in step_locals else "actions"]
 
 
 def play_episodes(
-    model: BaseAlgorithm,
-    env: VecEnv,
-    n_steps: int,
-    read: Callable[[VecEnv], np.ndarray] | None = None,
+    model: BaseAlgorithm, env: VecEnv, n_steps: int, read: Callable[[VecEnv], np.ndarray] | None = None
 ) -> list[Episode]:
     """
-    Let a model act.
-
-    :param model: Of any algorithm
-    :param env: With the observations that the model takes
-    :param n_steps: How many steps at least, in all environments together; episodes that are under way then are cut
-    :param read: What else to read of the environments before each step, ``(environments, variables)``
-    :return: The episodes
+    Record episodes in which a model acts for ``n_steps`` or more, in all environments together; those under way then
+    are cut. ``read`` gives variables of the environments before each step, ``(environments, variables)``.
     """
     per_env = -(-n_steps // env.num_envs)
     recorder = EpisodeRecorder(env.num_envs, max_steps=per_env, max_total_steps=2 * n_steps)
     observations: Any = env.reset()
     state, starts = None, np.ones(env.num_envs, dtype=bool)
     for _ in range(per_env):
-        readings = None if read is None else read(env)
+        variables = None if read is None else read(env)
         actions, state = model.predict(observations, state, starts)
         new_observations, rewards, starts, infos = env.step(actions)
-        recorder.record_step(observations, actions, rewards, new_observations, starts, infos, readings)
+        recorder.record_step(observations, actions, rewards, new_observations, starts, infos, variables)
         observations = new_observations
     return recorder.latest(with_unfinished=True)
 
 
 def image_key(space: spaces.Space) -> str | None:
-    """
-    :param space: Observation space of a policy
-    :return: The key of its first image, ``""`` if it is an image itself, None if there is none
-    """
+    """The key of the first image of an observation space, ``""`` if it is an image itself, None if there is none."""
     for key, one in space.spaces.items() if isinstance(space, spaces.Dict) else [(NO_KEY, space)]:
         if isinstance(one, spaces.Box) and is_picture(one) and (is_bytes(one) or _is_normalized_image(one)):
             return key

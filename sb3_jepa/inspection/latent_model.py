@@ -1,4 +1,4 @@
-"""A trained model's encoder and predictor, to be asked."""
+"""A trained model's encoder and predictor, as functions of observations and actions."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from sb3_jepa.common import checks
 from sb3_jepa.common.actions import encode_actions
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.extractors.finding import pick_encoders
-from sb3_jepa.objectives import NextLatentPrediction
+from sb3_jepa.objectives import Objective
 
 # Observations that are embedded at once
 BATCH_SIZE = 256
@@ -40,8 +40,9 @@ class LatentModel:
         self.name = next((name for name in encoders if name in objectives), next(iter(encoders)))
         self.encoder = encoders[self.name]
         objective, self.first_embedding_variance = objectives.get(self.name, (None, 0.0))
-        # Others predict something else than what an action leads to
-        self._objective = objective if isinstance(objective, NextLatentPrediction) else None
+        # Other objectives do not predict what an action leads to
+        predicts_next = objective is not None and objective.needs_actions and objective.horizon == 1
+        self._objective = objective if predicts_next else None
         self.other_objective = objective if self._objective is None else None
 
     @property
@@ -50,7 +51,7 @@ class LatentModel:
         return self._objective is not None
 
     @property
-    def objective(self) -> NextLatentPrediction:
+    def objective(self) -> Objective:
         """
         What the encoder learns.
 
@@ -65,11 +66,7 @@ class LatentModel:
 
     @th.no_grad()
     def in_batches(self, observations: Any, compute: Callable[[Any], Any]) -> Iterator[Any]:
-        """
-        :param observations: ``(batch, *observation shape)``, as the environment gives them, or a dictionary of such
-        :param compute: Function of preprocessed observations
-        :return: What it returns for one batch after the other
-        """
+        """What ``compute`` returns for preprocessed observations, one batch after the other, in evaluation mode."""
         tensors, _ = self.policy.obs_to_tensor(observations)
         were_training = {module: module.training for module in self.encoder.modules()}
         self.encoder.eval()
@@ -81,7 +78,7 @@ class LatentModel:
                     preprocess_obs(one, self.policy.observation_space, normalize_images=self.policy.normalize_images)
                 )
         finally:
-            # Not by train(), which warns of a training that begins
+            # Do not call train(): it may warn that a training begins
             for module, was_training in were_training.items():
                 module.training = was_training
 
@@ -114,7 +111,7 @@ class LatentModel:
         :param actions: Encoded actions ``(batch, action_dim)``
         :return: Predicted embeddings of the next observations ``(batch, embed_dim)``
         """
-        return self.objective.predictor(embeddings, actions)
+        return self.objective.predictor(embeddings, actions)  # type: ignore[operator]
 
     def surprise(self, observations: Any, actions: np.ndarray, next_observations: Any) -> np.ndarray:
         r"""

@@ -17,14 +17,14 @@ from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
 from sb3_jepa.common.sb3_privates import normalize_observations
 from sb3_jepa.diagnostics.feature_noise import FeatureNoise, feature_noise, named_features
 
-# Of so many numbers are the pairs of observations that are looked at by default: all that a vector has ever been, some
-# two thousand stacks of Atari's frames
+# Numbers in the pairs of observations that are compared by default: all of a buffer of vectors, and some two thousand
+# stacks of Atari's frames
 N_NUMBERS = 2**26
 
 
 def replay_pairs(buffer: ReplayBuffer, horizon: int = 1, max_samples: int | None = None) -> tuple[Any, Any]:
     """
-    Observations and what followed on them in the same episode, as the replay buffer stores them.
+    Observations and those that followed in the same episode, as the replay buffer stores them.
 
     :param buffer: Any replay buffer of Stable-Baselines3
     :param horizon: How many steps later
@@ -36,10 +36,10 @@ def replay_pairs(buffer: ReplayBuffer, horizon: int = 1, max_samples: int | None
     max_samples = checks.optional(checks.whole_number, "max_samples", max_samples)
     rows = np.arange(buffer.size())
     if buffer.full:
-        # From the oldest on. To save memory it has been overwritten, by what followed on the newest
+        # From the oldest on, but for one: a buffer that saves memory writes there what followed on the newest
         rows = (rows + buffer.pos)[int(buffer.optimize_memory_usage) :] % buffer.buffer_size
     ends = buffer.dones[rows] > 0
-    # To save memory the buffer forgets the last observation of an episode, and gives the next one's first
+    # A buffer that saves memory has the first observation of the next episode in place of an episode's last one
     n_steps = horizon if buffer.optimize_memory_usage else horizon - 1
     starts = np.ones((max(0, len(rows) - horizon + 1), buffer.n_envs), dtype=bool)
     for step in range(n_steps):
@@ -54,7 +54,7 @@ def replay_pairs(buffer: ReplayBuffer, horizon: int = 1, max_samples: int | None
         next_observations = observations
     else:
         next_observations = by_key(buffer.next_observations)
-        # A new call of learn() begins a new episode, and no step has ended the one before
+        # A new call of learn() begins a new episode, although no step has ended the one before
         for step in range(horizon - 1):
             goes_on = np.ones(len(start), dtype=bool)
             for key in observations:
@@ -78,7 +78,7 @@ def noise_diagnostic(
 ) -> FeatureNoise:
     """
     Which features of the observations a reconstruction loss would chase and a JEPA skip, see
-    :func:`~sb3_jepa.diagnostics.noise.feature_noise` (Littwin et al. 2024, arXiv 2407.03475). Those of all the keys of
+    :func:`~sb3_jepa.diagnostics.feature_noise` (Littwin et al. 2024, arXiv 2407.03475). Those of all the keys of
     a ``Dict`` are compared with each other. The observations of a buffer are preprocessed as Stable-Baselines3 does
     (images to [0, 1], categories to one number for each), for units matter.
 
@@ -89,8 +89,8 @@ def noise_diagnostic(
     :param components: Where they have no names, more than 64 features of a key are replaced by this many principal
         components, ``key.component[0]``
     :param horizon: How many steps the later observation is away. A mapping or a file says what that is by itself.
-    :param max_samples: At most so many pairs, spread evenly over the buffer; by default as many as are quickly dealt
-        with: of vectors all, and of images some thousands
+    :param max_samples: At most so many pairs, spread evenly over the buffer; by default all
+        of vectors, and some thousands of images, which takes seconds
     :param env: For normalised observations, the environment that does so: a replay buffer stores them as they were
     :return: The findings; ``print`` shows them as a table
     :raises ValueError: If ``buffer`` is none of these or a broken file, holds fewer than two pairs, or an argument does

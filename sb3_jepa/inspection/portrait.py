@@ -1,4 +1,4 @@
-"""What an encoder makes of some episodes, in figures and pictures."""
+"""All that is measured and drawn of an encoder over some episodes."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ N_ATTENTION = 6
 
 class Portrait:
     """
-    An encoder, seen through some episodes. Everything is embedded once.
+    All that is measured and drawn of an encoder over some episodes, whose observations are embedded once.
 
     :param latent_model: The encoder, and its predictor if it has one
     :param episodes: At least one
@@ -66,10 +66,7 @@ class Portrait:
         )
 
     def frames(self, rows: np.ndarray) -> np.ndarray | None:
-        """
-        :param rows: Of the observations
-        :return: What was seen, ``(rows, frames, height, width)`` or ``(..., 3)``; None if it is no image
-        """
+        """Frames of the images in rows, ``(rows, frames, height, width)`` or ``(..., 3)``; None without an image."""
         key = image_key(self.latent_model.policy.observation_space)
         if key is None:
             return None
@@ -97,21 +94,21 @@ class Portrait:
 
     def probe(self, names: Sequence[str] | None = None) -> dict[str, float]:
         """
-        What linear probes read from the embeddings, see :func:`~sb3_jepa.diagnostics.probe_episodes`.
+        How well linear probes find variables in the embeddings, see :func:`~sb3_jepa.diagnostics.probe_episodes`.
 
         :param names: Of the variables; numbers by default
-        :return: R² of each variable that varies; empty if nothing was read in the episodes
+        :return: R² of each variable that varies; empty if the episodes have none
         :raises ValueError: If there are more or fewer variables than names
         """
-        readings = [episode.readings for episode in self.episodes if episode.readings is not None]
-        if not readings:
+        variables = [episode.variables for episode in self.episodes if episode.variables is not None]
+        if not variables:
             return {}
-        lengths = [len(one) for one in readings]
-        # Of the last observation of an episode nothing was read
-        is_read = np.concatenate([np.arange(length + 1) < length for length in lengths])
-        embeddings = self.embeddings.double().cpu().numpy()[is_read]
+        lengths = [len(one) for one in variables]
+        # The last observation of an episode has no variables: it is before no step
+        is_known = np.concatenate([np.arange(length + 1) < length for length in lengths])
+        embeddings = self.embeddings.double().cpu().numpy()[is_known]
         numbers = np.repeat(np.arange(len(lengths)), lengths)
-        return probe_episodes(embeddings, np.concatenate(readings), numbers, names)
+        return probe_episodes(embeddings, np.concatenate(variables), numbers, names)
 
     def pictures(self) -> "dict[str, Figure]":
         """
@@ -144,8 +141,7 @@ class Portrait:
 
     def _attention_picture(self, extractor: JepaExtractor) -> "Figure":
         rows = self._rows_of_longest()
-        places = np.linspace(0, len(rows) - 1, N_ATTENTION + 2).round().astype(int)[1:-1]
-        places = np.unique(places)
+        places = np.unique(np.linspace(0, len(rows) - 1, N_ATTENTION + 2).round().astype(int)[1:-1])
         chosen = rows[places]
         observed = {key: array[chosen] for key, array in by_key(self.observations).items()}
         batches = self.latent_model.in_batches(
@@ -155,11 +151,11 @@ class Portrait:
         key, frames = image_key(self.latent_model.policy.observation_space), self.frames(chosen)
         if key is None or frames is None:
             return pictures.attention_bars(maps, "attention of the class token", self.verdict)
-        # One for all images
+        # All images have patches of one size
         tokenizers = [one for one in extractor.encoder.tokenizer.modules() if isinstance(one, PatchTokenizer)]
         patch_size = tokenizers[0].patch_size
         if maps[key].shape[1] > 1:
-            # Each frame has a map of its own: the first and the last observation are enough
+            # Show the first and the last observation only: each of their frames has a map of its own
             frames, maps[key] = frames[[0, -1]], maps[key][[0, -1]]
         return pictures.attention_figure(
             frames, maps[key], patch_size, "attention of the class token", self.verdict, places.tolist()

@@ -1,4 +1,4 @@
-"""How little a model expected given transitions."""
+"""How far transitions are from what a model predicts."""
 
 from typing import Any
 
@@ -20,14 +20,14 @@ def surprise(
         single transition, ``batch`` may be left out
     :param actions: As the environment executes them, ``(batch, *action shape)``
     :param next_observations: As the observations; at the end of an episode, the terminal observation
-    :param encoder: Name of the network whose encoder and predictor are asked, such as ``"critic"``; by default the
+    :param encoder: Name of the network whose encoder and predictor are used, such as ``"critic"``; by default the
         first that has both
     :return: ``(batch,)``
     :raises ValueError: If there is no such encoder, if it has no predictor, or if shapes do not match
     """
     latent_model = LatentModel(model, encoder)
     actions, action_shape = np.asarray(actions), model.action_space.shape
-    # No action space of Stable-Baselines3 is without a shape
+    # All action spaces of Stable-Baselines3 have a shape
     assert action_shape is not None
     if actions.shape == action_shape:
         actions = actions[None]

@@ -1,4 +1,4 @@
-"""Masked prediction: hidden tokens of an observation are guessed from those that are visible."""
+"""I-JEPA: hidden tokens of an observation are predicted from those that are visible."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,16 @@ from torch.nn import functional as F
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.ranks import join_batches
-from sb3_jepa.objectives.objective import Momentum, Objective, check_momentum
-from sb3_jepa.objectives.output import ObjectiveInput
-from sb3_jepa.parts.masks import BlockMasks, SubsetMasks
+from sb3_jepa.objectives.objective import Objective, check_momentum
+from sb3_jepa.objectives.output import ObjectiveInput, ObjectiveOutput
+from sb3_jepa.parts.losses import weighted_mean
+from sb3_jepa.parts.masks import BlockMasks, Masks, SubsetMasks
 from sb3_jepa.parts.places import take_places
 from sb3_jepa.parts.predictors import MaskedPredictor
-from sb3_jepa.parts.standardized_patches import StandardizedPatchTokenizer
-from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
-from sb3_jepa.parts.tokenizers import n_inputs
-from sb3_jepa.parts.transformer import TransformerEncoder, check_heads
+from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder, target_module
+from sb3_jepa.parts.token_encoder import TokenEncoder
+from sb3_jepa.parts.token_selection import TokenSelection
+from sb3_jepa.parts.transformer import check_heads
 
 LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
 TARGETS = ("momentum", "frozen", "input")
@@ -26,20 +27,27 @@ TARGETS = ("momentum", "frozen", "input")
 
 class MaskedPrediction(Objective):
     r"""
-    The context encoder sees some tokens of an observation. From what it makes of them, a narrow transformer predicts
-    what a target encoder, which sees all tokens, makes of some that were hidden,
+    *I-JEPA* (Assran et al. 2023, arXiv 2301.08243): the context encoder sees some tokens of an observation. From its
+    outputs, a narrow transformer predicts what a target encoder, which sees all tokens, makes of hidden ones,
 
     .. math:: L = \frac{1}{|M|} \sum_{M} \frac{1}{|M_i|} \sum_{j \in M_i}
               \ell\left(g_\phi(f_\theta(x_C), j), \mathrm{sg}(\bar f(x))_j\right)
 
-    with the context :math:`C` and the masks :math:`M_i`, which have no token in common with it (*I-JEPA*, Assran et al.
-    2023, arXiv 2301.08243). It needs neither actions nor what came next: for :func:`~sb3_jepa.pretrain`, or beside the
-    policy. The encoder is any with the tokens of a :class:`~sb3_jepa.JepaExtractor`; all its class tokens are always
-    visible, and never a target. Inputs that are missing (NaN) are no targets either, and have no part in a prediction.
+    with the context :math:`C` and the masks :math:`M_i`, which have no token in common with it. It needs no actions and
+    no next observations: for :func:`~sb3_jepa.pretrain`, or beside the policy::
 
-    :param encoder: The context encoder
+        from sb3_jepa import MaskedPrediction
+        from sb3_jepa.pretrain import pretrain
+
+        pretrain("CartPole-v1", "encoder", MaskedPrediction, n_steps=10_000, n_updates=1_000)
+
+    What differs from the paper: tokens may be numbers, categories and the inputs of a ``Dict`` too. Class tokens, which
+    the paper has not, are always visible, and never a target. Inputs that are missing (NaN) are no targets either, and
+    have no part in a prediction.
+
+    :param encoder: The context encoder: a :class:`~sb3_jepa.JepaExtractor`, or any that is or has (as ``encoder``) a
+        :class:`~sb3_jepa.parts.TokenEncoder`
     :param embed_dim: Width of the embedding
-    :param action_dim: Width of the encoded action, which is not used
     :param target: What is predicted: ``"momentum"``, the tokens of a momentum copy of the context encoder;
         ``"frozen"``, those of ``teacher``; ``"input"``, what the tokens are made of (pixels, numbers, categories)
     :param teacher: An encoder for ``target="frozen"``, see :func:`~sb3_jepa.read_encoder`. It may be of any size, but
@@ -57,27 +65,24 @@ class MaskedPrediction(Objective):
     :param predictor_dim: Width of the predictor
     :param predictor_depth: Number of its blocks
     :param predictor_heads: Attention heads in each, a divisor of ``predictor_dim``
-    :param momentum: ``m`` of the target encoder in [0, 1]; or a pair, its values at the start and at the end of the
-        training; or a schedule of the remaining progress (from 1 to 0). The default is the papers'; in a few hundred
-        updates the target encoder hardly moves with it, and ``(0.99, 1.0)`` served better. Fixed targets have none.
-    :param prediction_coef: Weight of the prediction loss; 0 switches the prediction off
-    :param variance_coef: Weight of the variance loss of *JEPA for RL*, of the embedding
-    :param deviation_coef: Weight of the hinge on the deviation of the embedding
-    :param covariance_coef: Weight of the covariance of the embedding
+    :param kwargs: Those of :class:`Objective`: the momentum and the coefficients. ``momentum`` is that of the papers by
+        default, ``(0.996, 1.0)``; in a few hundred updates the target encoder hardly moves with it, and ``(0.99, 1.0)``
+        served better. Fixed targets have none.
     :raises ValueError: If the encoder has no tokens that can be hidden, the teacher does not fit it, or an argument is
         not among those accepted
     """
 
-    # Of each token
+    # Whether the target encoder sees the context too; else it sees only the other tokens
+    target_sees_context = True
+    # Number of inputs of each token
     n_inputs: th.Tensor
-    # Where not all tokens have as many inputs: those that there are
+    # Which inputs a token has, ``(tokens, inputs)``; None if all tokens have as many
     has_input: th.Tensor | None
 
     def __init__(
         self,
         encoder: nn.Module,
         embed_dim: int,
-        action_dim: int = 0,
         target: str = "momentum",
         teacher: nn.Module | None = None,
         mask_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
@@ -88,11 +93,7 @@ class MaskedPrediction(Objective):
         predictor_dim: int = 32,
         predictor_depth: int = 2,
         predictor_heads: int = 4,
-        momentum: Momentum = (0.996, 1.0),
-        prediction_coef: float = 1.0,
-        variance_coef: float = 0.0,
-        deviation_coef: float = 0.0,
-        covariance_coef: float = 0.0,
+        **kwargs: Any,
     ):
         target = checks.choice("target", target, TARGETS)
         prediction_loss = checks.choice("prediction_loss", prediction_loss, LOSSES)
@@ -100,8 +101,11 @@ class MaskedPrediction(Objective):
         target_transform_kwargs = checks.keyword_arguments("target_transform_kwargs", target_transform_kwargs)
         checks.optional(checks.subclass, "target_transform_class", target_transform_class, cls=nn.Module)
         checks.optional(checks.instance, "teacher", teacher, cls=nn.Module)
-        # Also where it has no effect
-        check_momentum(momentum)
+        kwargs = {"momentum": (0.996, 1.0), **kwargs}
+        if target != "momentum":
+            # Fixed targets have no momentum, but a bad value is still refused
+            check_momentum(kwargs["momentum"])
+            kwargs["momentum"] = 1.0
         predictor_dim = checks.whole_number("predictor_dim", predictor_dim)
         predictor_depth = checks.whole_number("predictor_depth", predictor_depth)
         predictor_heads = check_heads(predictor_heads, "predictor_dim", predictor_dim, "predictor_heads")
@@ -119,33 +123,23 @@ class MaskedPrediction(Objective):
             raise ValueError(
                 f"`target_transform_kwargs` need a `target_transform_class`, got {target_transform_kwargs} alone"
             )
-        transformer = _transformer(encoder)
-        target_encoder, target_dim = None, transformer.embed_dim
+        tokens, target_encoder = _checked_token_encoder(encoder), None
+        target_dim = _checked_token_encoder(target_module(encoder if teacher is None else teacher)).embed_dim
         if teacher is not None:
-            _check_teacher(_transformer(teacher), transformer)
-            target_encoder, target_dim = TargetEncoder(teacher), _transformer(teacher).embed_dim
+            _check_teacher(_checked_token_encoder(target_module(teacher)), tokens)
+            target_encoder = TargetEncoder(teacher)
         elif target == "input":
             target_encoder = TargetEncoder(nn.Identity())
-        super().__init__(
-            encoder,
-            embed_dim,
-            action_dim,
-            momentum if target == "momentum" else 1.0,
-            prediction_coef,
-            variance_coef,
-            deviation_coef,
-            covariance_coef,
-            target_encoder,
-        )
+        super().__init__(encoder, embed_dim, target_encoder=target_encoder, **kwargs)
         self.target, self.prediction_loss, self.normalize_targets = target, prediction_loss, normalize_targets
-        shape, has_patches = transformer.token_shape, is_of_patches(encoder)
-        # Blocks span frames. Where a frame is one patch, only frames can be hidden
+        shape, has_patches = tokens.token_shape, is_of_patches(encoder)
+        # Blocks lie within frames. If a frame is one patch, hide whole frames
         grid = shape[:1] if shape[1:] == (1, 1) else shape
         families = _mask_families(mask_kwargs)
         masks_class = BlockMasks if has_patches else SubsetMasks
         self.masks = [masks_class(grid, **kwargs) for kwargs in families]
         has_input = None
-        widths = th.tensor(n_inputs(transformer.tokenizer))
+        widths = th.tensor(tokens.n_inputs)
         self.register_buffer("n_inputs", widths, persistent=False)
         if target == "input":
             target_dim = int(widths.max())
@@ -159,7 +153,7 @@ class MaskedPrediction(Objective):
                 raise ValueError(f"`target_transform_class` needs the patches of an image, got tokens {shape}")
             self._make_target_transform(target_transform_class, shape, target_dim, target_transform_kwargs)
         self.predictor = MaskedPredictor(
-            shape, transformer.embed_dim, target_dim, predictor_dim, predictor_depth, predictor_heads
+            shape, tokens.embed_dim, target_dim, predictor_dim, predictor_depth, predictor_heads
         )
 
     def _make_target_transform(
@@ -168,9 +162,9 @@ class MaskedPrediction(Objective):
         try:
             self.target_transform = cls(grid, dim, **kwargs)
         except ValueError as error:
-            # The encoder has arguments of the same names
+            # Say whose arguments they are: the encoder has some of the same names
             raise ValueError(f"`target_transform_kwargs`, {dict(kwargs)}: {error}") from error
-        # Those would stay as they began, and the context may have another width
+        # Without a momentum copy its parameters would never learn, and the context may have another width
         if self.target != "momentum" and next(self.target_transform.parameters(), None) is not None:
             raise ValueError(
                 "`target_transform_class` has parameters, which learn in front of the predictor and are copied for the "
@@ -189,63 +183,96 @@ class MaskedPrediction(Objective):
         if self.target_transform_copy is not None:
             self.target_transform_copy.update(self.target_transform, self.momentum)
 
-    @property
-    def has_fixed_target(self) -> bool:
-        """Whether its prediction loss means the same during all of a training, so that it can be compared."""
-        return self.target != "momentum"
-
     @th.no_grad()
-    def targets(self, batch: ObjectiveInput) -> th.Tensor:
+    def targets(self, batch: ObjectiveInput, visible: th.Tensor | None = None) -> th.Tensor:
         """
         :param batch: What it learns from
+        :param visible: The tokens that the target encoder sees, ``(batch, tokens)``; None for all
         :return: What could be predicted, of all tokens, ``(batch, tokens, target_dim)``
         """
         if self.target == "input":
-            return _transformer(batch.encoder).token_inputs(batch.observations)
+            return _token_encoder(batch.encoder).token_inputs(batch.observations)
         target_encoder = self.target_encoder
-        class_tokens = _transformer(target_encoder.encoder).class_tokens
-        targets = target_encoder.encode_tokens(batch.observations)[:, class_tokens:]
+        class_tokens = _token_encoder(target_encoder.encoder).class_tokens
+        targets = target_encoder.encode_tokens(batch.observations, visible)[:, class_tokens:]
         if self.normalize_targets:
             targets = F.layer_norm(targets, targets.shape[-1:])
         return targets if self.target_transform_copy is None else self.target_transform_copy(targets)
 
-    def predict(self, batch: ObjectiveInput) -> tuple[th.Tensor, None, None, dict[str, th.Tensor]]:
+    def prediction_output(self, batch: ObjectiveInput) -> ObjectiveOutput:
         """
         :param batch: What it learns from: the observations
         :return: The prediction loss, and nothing else
         """
-        targets = self.targets(batch)
-        transformer = _transformer(batch.encoder)
+        encoder = _token_encoder(batch.encoder)
+        targets = self.targets(batch) if self.target_sees_context else None
         missing = present = None
-        if transformer.missing_as_nan:
-            is_nan = transformer.token_inputs(batch.observations).isnan()
+        if encoder.missing_as_nan:
+            is_nan = encoder.token_inputs(batch.observations).isnan()
             # A token that holds several numbers is missing if all of them are
             missing = is_nan.sum(dim=2) >= self.n_inputs
             present = ~is_nan if self.target == "input" else ~missing[..., None]
         weights = self._weights(present)
-        if weights is not None:
-            targets = targets.nan_to_num(0.0)
-        families = [family.sample(len(targets)).to(targets.device) for family in self.masks]
+        families = self._sample_masks(batch)
         visible = [masks.context for masks in families]
         contexts = batch.encoder.encode_views(batch.observations, visible)  # type: ignore[operator]
         losses = []
         for masks, context in zip(families, contexts, strict=True):
             if self.target_transform is not None:
-                context = self.target_transform.transform_context(context, transformer.class_tokens)
-            is_missing = None if missing is None else missing.gather(1, masks.context)
-            prediction = self.predictor(context, masks.context, masks.targets, is_missing)
-            hidden, shape = masks.targets.flatten(1), masks.targets.shape
-            target = take_places(targets, hidden).unflatten(1, shape[1:])
-            if weights is None:
-                losses.append(LOSSES[self.prediction_loss](prediction, target))
-                continue
-            weight = take_places(weights.expand(len(targets), -1, -1), hidden).unflatten(1, shape[1:])
-            weight = weight.expand_as(prediction)
-            errors = LOSSES[self.prediction_loss](prediction, target, reduction="none")
-            losses.append((errors * weight).sum() / weight.sum().clamp(min=1.0))
-        # The mean over the ranks, for the logger. The gradient stays that of each rank's own.
+                context = self.target_transform.transform_context(context, encoder.class_tokens)
+            prediction = self._predict_hidden(context, masks, missing)
+            of_masks = self.targets(batch, self._complement(masks.context)) if targets is None else targets
+            losses.append(self._loss(prediction, of_masks, masks, weights))
+        # Log the mean over the ranks. Each rank's gradient is still that of its own losses
         (joined,) = join_batches(th.stack(losses))
-        return joined.mean(), None, None, {}
+        return ObjectiveOutput(joined.mean(), {})
+
+    def _sample_masks(self, batch: ObjectiveInput) -> list[Masks]:
+        observations = batch.observations
+        tensor = next(iter(observations.values())) if isinstance(observations, Mapping) else observations
+        occupied = _token_encoder(batch.encoder).occupied(observations)
+        candidates: dict[str, Any] = {} if occupied is None else dict(candidates=occupied.cpu())
+        return [family.sample(len(tensor), **candidates).to(tensor.device) for family in self.masks]
+
+    def _complement(self, context: th.Tensor) -> th.Tensor:
+        """The tokens that are not in the context, ``(batch, tokens)``."""
+        if context.dtype == th.bool:
+            return ~context
+        hidden = context.new_ones(len(context), len(self.n_inputs), dtype=th.bool)
+        return hidden.scatter_(1, context, False)
+
+    def _predict_hidden(self, context: th.Tensor, masks: Masks, missing: th.Tensor | None) -> th.Tensor:
+        """What is predicted of the targets of masks, of all tokens if these are booleans."""
+        if masks.context.dtype != th.bool:
+            is_missing = None if missing is None else missing.gather(1, masks.context)
+            return self.predictor(context, masks.context, masks.targets, is_missing)
+        if self.target_transform is not None:
+            raise ValueError(
+                "`target_transform_class` needs an encoder all of whose tokens hold something, and this one has tokens "
+                "that are not occupied"
+            )
+        everywhere = th.arange(masks.context.shape[1], device=context.device)
+        not_seen = ~masks.context if missing is None else ~masks.context | missing
+        return self.predictor(
+            context, everywhere.expand_as(masks.context), everywhere.expand_as(masks.targets), not_seen, masks.targets
+        )
+
+    def _loss(self, prediction: th.Tensor, targets: th.Tensor, masks: Masks, weights: th.Tensor | None) -> th.Tensor:
+        """The mean error of what is predicted of masks, ``(batch, n_masks, n_targets, target_dim)``."""
+        if weights is not None:
+            targets = targets.nan_to_num(0.0)
+            weights = weights.expand(len(targets), -1, -1)
+        if masks.targets.dtype == th.bool:
+            counted = masks.targets[..., None].float()
+            weight = counted if weights is None else counted * weights[:, None]
+            target = targets[:, None].expand_as(prediction)
+        else:
+            hidden, shape = masks.targets.flatten(1), masks.targets.shape[1:]
+            target = take_places(targets, hidden).unflatten(1, shape)
+            if weights is None:
+                return LOSSES[self.prediction_loss](prediction, target)
+            weight = take_places(weights, hidden).unflatten(1, shape)
+        return weighted_mean(LOSSES[self.prediction_loss](prediction, target, reduction="none"), weight)
 
     def _weights(self, present: th.Tensor | None) -> th.Tensor | None:
         """0 for what is no target, ``(batch or 1, tokens, target_dim or 1)``; None if all is one."""
@@ -269,47 +296,48 @@ def is_of_patches(encoder: nn.Module) -> bool:
     :return: Whether its tokens are the patches of an image, and not those of vectors, categories or a ``Dict``
     :raises ValueError: If the encoder has no tokens that can be hidden
     """
-    return len(_transformer(encoder).token_shape) == 3
+    return len(_checked_token_encoder(encoder).token_shape) == 3
 
 
-def _check_teacher(teacher: TransformerEncoder, encoder: TransformerEncoder) -> None:
+def _check_teacher(teacher: TokenEncoder, encoder: TokenEncoder) -> None:
     if teacher.token_shape != encoder.token_shape:
         raise ValueError(
             f"`teacher` must have the tokens of the encoder, {encoder.token_shape}, got {teacher.token_shape}"
         )
-    # Images of another size may have as many
-    for own, its in zip(n_inputs(encoder.tokenizer), n_inputs(teacher.tokenizer), strict=True):
+    # Images of another size may have as many tokens
+    for own, its in zip(encoder.n_inputs, teacher.n_inputs, strict=True):
         if own != its:
             raise ValueError(
                 "`teacher` must see the same observations as the encoder: a token is made of "
                 f"{own} pixels, numbers or categories there, got {its}"
             )
-    # All its tokens would be NaN as soon as one is
+    # A teacher that does not leave out missing tokens would make all tokens NaN as soon as one is
     if encoder.missing_as_nan and not teacher.missing_as_nan:
         raise ValueError(
             "`teacher` must have `missing_as_nan=True` if the encoder has, got one with `missing_as_nan=False`"
         )
 
 
-def _transformer(encoder: nn.Module) -> TransformerEncoder:
-    """The transformer of an extractor, or the encoder itself if it is one."""
-    transformer = encoder if isinstance(encoder, TransformerEncoder) else getattr(encoder, "encoder", None)
-    if not isinstance(transformer, TransformerEncoder):
+def _token_encoder(encoder: nn.Module) -> TokenEncoder:
+    """What makes the tokens of an encoder: itself, or its ``encoder``."""
+    return encoder if hasattr(encoder, "token_shape") else getattr(encoder, "encoder", None)  # type: ignore[return-value]
+
+
+def _checked_token_encoder(encoder: nn.Module) -> TokenEncoder:
+    found = _token_encoder(encoder)
+    if not isinstance(found, TokenEncoder):
         raise ValueError(
             "Masked prediction hides tokens of an encoder: it needs a sb3_jepa.JepaExtractor, got "
             f"{type(encoder).__name__}"
         )
-    selections = [
-        module.selection for module in transformer.modules() if isinstance(module, StandardizedPatchTokenizer)
-    ]
-    if any(selection is not None for selection in selections):
+    if any(isinstance(getattr(module, "selection", None), TokenSelection) for module in encoder.modules()):
         raise ValueError(
             "Masked prediction hides tokens of its own choice: the encoder must have no `token_budget` and no "
             "`drop_constant_tokens`"
         )
-    if math.prod(transformer.token_shape) < 2:
+    if math.prod(found.token_shape) < 2:
         raise ValueError(
-            f"Masked prediction needs an observation of at least 2 tokens, got {transformer.token_shape}: smaller "
+            f"Masked prediction needs an observation of at least 2 tokens, got {found.token_shape}: smaller "
             "patches, for example"
         )
-    return transformer
+    return found

@@ -12,7 +12,7 @@ from sb3_jepa.objectives.output import ObjectiveInput, ObjectiveOutput
 from sb3_jepa.parts.losses import covariance_loss, deviation_loss, embedding_variance, variance_loss
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
 
-# A constant, the values at the start and at the end, or a schedule of the remaining progress (from 1 to 0)
+# A constant, a pair of the values at the start and at the end, or a schedule of the remaining progress (from 1 to 0)
 Momentum = float | Sequence[float] | Callable[[float], float]
 
 
@@ -23,12 +23,13 @@ class Objective(nn.Module):
     .. math:: L = c_p\,L_\mathrm{prediction} + c_v\,L_\mathrm{variance} + c_d\,L_\mathrm{deviation}
               + c_c\,L_\mathrm{covariance}
 
-    see :mod:`sb3_jepa.parts.losses`. One of your own says in :meth:`predict` what is predicted, and makes its predictor
-    after ``super().__init__``.
+    see :mod:`sb3_jepa.parts.losses`. One of your own makes its predictor after ``super().__init__``, computes in
+    :meth:`prediction_output` what is predicted, and says by ``needs_actions``, ``needs_next_observations`` and
+    ``horizon`` what it learns from.
 
-    :param encoder: The context encoder
-    :param embed_dim: Width of the embedding, for who predicts one
-    :param action_dim: Width of the encoded action, for who is told it
+    :param encoder: The context encoder; the target encoder starts as its copy
+    :param embed_dim: Width of the embedding
+    :param action_dim: Width of the encoded action; 0 if the objective uses none
     :param momentum: ``m`` of the target encoder in [0, 1]; or a pair, its values at the start and at the end of the
         training; or a schedule of the remaining progress (from 1 to 0)
     :param prediction_coef: Weight of the prediction loss; 0 switches the prediction off
@@ -39,6 +40,11 @@ class Objective(nn.Module):
     :raises ValueError: If the momentum leaves [0, 1], or a coefficient is negative
     """
 
+    # Whether it learns from actions, and from what the next observations are
+    needs_actions = False
+    needs_next_observations = False
+    # Number of consecutive observations after the first that it predicts
+    horizon = 0
     # For how long target embeddings hold: "step", "epoch" or "rollout"
     target_refresh = "step"
 
@@ -46,7 +52,7 @@ class Objective(nn.Module):
         self,
         encoder: nn.Module,
         embed_dim: int,
-        action_dim: int,
+        action_dim: int = 0,
         momentum: Momentum = 0.99,
         prediction_coef: float = 1.0,
         variance_coef: float = 0.0,
@@ -86,6 +92,16 @@ class Objective(nn.Module):
         self.target_encoder.update(encoder, self.momentum)
 
     @property
+    def has_momentum_target(self) -> bool:
+        """Whether the target encoder is a momentum copy of the context encoder."""
+        return isinstance(self.target_encoder, MomentumEncoder)
+
+    @property
+    def has_fixed_target(self) -> bool:
+        """Whether its prediction loss means the same during all of a training, so that it can be compared."""
+        return not self.has_momentum_target
+
+    @property
     def keeps_targets(self) -> bool:
         """Whether target embeddings hold for longer than a minibatch."""
         return self.target_refresh != "step" and self.prediction_coef > 0
@@ -95,14 +111,11 @@ class Objective(nn.Module):
         """Whether its loss has terms of the embedding itself."""
         return max(self.variance_coef, self.deviation_coef, self.covariance_coef) > 0
 
-    def predict(
-        self, batch: ObjectiveInput
-    ) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None, dict[str, th.Tensor]]:
+    def prediction_output(self, batch: ObjectiveInput) -> ObjectiveOutput:
         """
         :param batch: What it learns from
-        :return: The prediction loss, a scalar; what was predicted and what it should have been,
-            ``(batch, embed_dim)``, or None if it is something else than one embedding for each of the batch; and
-            further terms for the logger, scalars
+        :return: The prediction loss as ``loss``, without its coefficient; further terms for the logger; and what was
+            predicted, if it is an embedding
         """
         raise NotImplementedError
 
@@ -114,9 +127,9 @@ class Objective(nn.Module):
         loss = th.zeros(())
         terms = {}
         if batch.embedding is not None:
-            # With several ranks, of all of them
+            # The embeddings of all ranks
             (embeddings,) = join_batches(batch.embedding)
-            # Where it is only a gauge it needs no gradient
+            # Without a weight it is only logged, and needs no gradient
             variance = embedding_variance(embeddings if self.variance_coef > 0 else embeddings.detach())
             terms = {"embedding_variance": variance, "variance_loss": variance_loss(variance)}
             loss = self.variance_coef * terms["variance_loss"]
@@ -126,13 +139,12 @@ class Objective(nn.Module):
             if self.covariance_coef > 0:
                 terms["covariance_loss"] = covariance_loss(embeddings)
                 loss = loss + self.covariance_coef * terms["covariance_loss"]
-        prediction = target = None
+        output = ObjectiveOutput(loss, {})
         if self.prediction_coef > 0:
-            terms["prediction_loss"], prediction, target, further = self.predict(batch)
-            terms.update(further)
-            loss = loss + self.prediction_coef * terms["prediction_loss"]
-        terms = {name: term.detach() for name, term in terms.items()}
-        return ObjectiveOutput(loss, terms, prediction, target, batch.valid)
+            output = self.prediction_output(batch)
+            terms.update(prediction_loss=output.loss, **output.terms)
+            loss = loss + self.prediction_coef * output.loss
+        return output._replace(loss=loss, terms={name: term.detach() for name, term in terms.items()})
 
 
 def _momentum_at(momentum: Any, progress_remaining: float) -> float:
@@ -146,7 +158,7 @@ def _momentum_at(momentum: Any, progress_remaining: float) -> float:
 
 def check_momentum(momentum: Momentum) -> None:
     """
-    Look at a momentum before the training: a schedule that goes wrong should do so now and not in the middle.
+    Try a momentum at the start, in the middle and at the end, so that a bad schedule fails before the training.
 
     :param momentum: As of :class:`Objective`
     :raises ValueError: If it leaves [0, 1]

@@ -12,11 +12,12 @@ class ObjectiveInput(NamedTuple):
 
     :param encoder: The context encoder
     :param observations: Preprocessed observations, what the encoder takes
-    :param embedding: Context embedding ``(batch, embed_dim)``, with its gradient; None if nobody has computed it, for
-        an objective that can do without
+    :param embedding: Context embedding ``(batch, embed_dim)``, with its gradient; None if it was not computed, for
+        an objective that needs none
     :param actions: Encoded actions ``(batch, action_dim)``; None if they are not known
     :param next_observations: What the encoder takes, of the next time step; None if that is not known
-    :param valid: ``(batch,)``, 1 where the next observation belongs to the same episode and is known; None if all do
+    :param valid: Weights of the pairs, ``(batch,)``, or ``(batch, horizon)`` for a window: 1 where the next observation
+        belongs to the same episode and is known, else 0; None if all are 1
     :param target: Target embedding of the next observations ``(batch, embed_dim)``, where it is known already
     """
 
@@ -34,12 +35,12 @@ class ObjectiveOutput(NamedTuple):
     What an objective makes of a minibatch.
 
     :param loss: The weighted loss, a scalar
-    :param terms: Its unweighted terms and gauges for the logger, scalars without gradient, among them
+    :param terms: Its unweighted terms for the logger, scalars without gradient, among them
         ``"embedding_variance"`` if there was an embedding
-    :param prediction: Predicted embeddings ``(batch, embed_dim)``; None if nothing was predicted, or something else
-        than one embedding for each of the batch
+    :param prediction: Predicted embeddings ``(batch, embed_dim)``; None if something else was predicted than one
+        embedding for each sample
     :param target: What the predictor had to guess ``(batch, embed_dim)``
-    :param valid: ``(batch,)``, 1 for pairs that count and 0 for those that do not; None when all do
+    :param valid: As of :class:`ObjectiveInput`
     """
 
     loss: th.Tensor

@@ -7,6 +7,7 @@ from sb3_jepa.parts.losses import (
     embedding_variance,
     prediction_loss,
     variance_loss,
+    weighted_mean,
 )
 from sb3_jepa.parts.masks import BlockMasks, Masks, MaskSampler, SubsetMasks
 from sb3_jepa.parts.neighbors import NeighborAggregation
@@ -15,6 +16,7 @@ from sb3_jepa.parts.predictors import ActionConditionedPredictor, MaskedPredicto
 from sb3_jepa.parts.standardization import InputStandardization, measuring
 from sb3_jepa.parts.standardized_patches import StandardizedGridTokenizer, StandardizedPatchTokenizer
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
+from sb3_jepa.parts.token_encoder import TokenEncoder
 from sb3_jepa.parts.tokenizers import (
     CategoryTokenizer,
     ColumnTokenizer,
@@ -41,6 +43,7 @@ __all__ = [
     "StandardizedPatchTokenizer",
     "SubsetMasks",
     "TargetEncoder",
+    "TokenEncoder",
     "TransformerEncoder",
     "attach_loss",
     "covariance_loss",
@@ -51,4 +54,5 @@ __all__ = [
     "position_code",
     "prediction_loss",
     "variance_loss",
+    "weighted_mean",
 ]

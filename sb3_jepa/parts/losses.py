@@ -1,4 +1,4 @@
-"""Loss terms, each a pure function, and the means to attach one to somebody else's backward pass."""
+"""Loss terms, each a pure function, and :func:`attach_loss`, which adds one to the loss of other code."""
 
 import math
 from typing import Any
@@ -9,34 +9,47 @@ from torch.nn import functional as F
 from sb3_jepa.common import checks
 
 
+def weighted_mean(values: th.Tensor, weights: th.Tensor | None = None) -> th.Tensor:
+    """
+    :param values: ``(batch, ...)``
+    :param weights: Of the values, such as ``(batch,)`` or ``(batch, horizon)``: axes that they lack at the end, or that
+        are 1, have the same weight all along. None if all are 1.
+    :return: Scalar; 0 if all weights are 0
+    """
+    if weights is None:
+        return values.mean()
+    weights = weights.reshape(*weights.shape, *(1,) * (values.ndim - weights.ndim)).expand_as(values)
+    return (values * weights).sum() / weights.sum().clamp(min=1.0)
+
+
 def prediction_loss(prediction: th.Tensor, target: th.Tensor, valid: th.Tensor | None = None) -> th.Tensor:
     r"""
     Squared Euclidean distance, averaged over the batch: :math:`\lVert \hat s_y - s_y \rVert_2^2`
     (*JEPA for RL*, arXiv 2504.16591, eq. 1).
 
-    :param prediction: Predicted embedding ``(batch, embed_dim)``
-    :param target: Target embedding ``(batch, embed_dim)``; no gradient flows into it
-    :param valid: ``(batch,)``, 1 for pairs that count and 0 for those that do not; ``None`` when all do
+    :param prediction: Predicted embedding ``(batch, embed_dim)``, or several, ``(batch, horizon, embed_dim)``
+    :param target: Target embedding of the same shape; no gradient flows into it
+    :param valid: ``(batch,)`` or ``(batch, horizon)``, 1 for pairs that count and 0 for those that do not; ``None``
+        when all do
     :return: Scalar; 0 if no pair counts
     :raises ValueError: If the shapes differ
     """
-    if prediction.shape != target.shape or prediction.ndim != 2:
+    if prediction.shape != target.shape or prediction.ndim not in (2, 3):
         raise ValueError(
-            "prediction and target must have one shape (batch, embed_dim), "
+            "prediction and target must have one shape (batch, embed_dim) or (batch, horizon, embed_dim), "
             f"got {tuple(prediction.shape)} and {tuple(target.shape)}"
         )
-    distance = (prediction - target.detach()).square().sum(dim=1)
-    if valid is None:
-        return distance.mean()
-    if valid.shape != distance.shape:
-        raise ValueError(f"valid must have shape {tuple(distance.shape)}, got {tuple(valid.shape)}")
-    return (distance * valid).sum() / valid.sum().clamp(min=1.0)
+    distance = (prediction - target.detach()).square().sum(dim=-1)
+    if valid is not None and valid.shape not in (distance.shape, distance.shape[:1]):
+        raise ValueError(f"valid must have shape (batch,) or {tuple(distance.shape)}, got {tuple(valid.shape)}")
+    return weighted_mean(distance, valid)
 
 
 def embedding_variance(embedding: th.Tensor) -> th.Tensor:
     r"""
-    Variance over the batch, mean over the dimensions: :math:`\frac{1}{d}\sum_i \mathrm{Var}(s_x)_i`, the paper's gauge
-    of collapse (below 1e-7: collapsed). The population variance, so that a batch of one gives 0 and not NaN.
+    Variance over the batch, mean over the dimensions: :math:`\frac{1}{d}\sum_i \mathrm{Var}(s_x)_i`. The
+    paper calls an encoder collapsed if it is below 1e-7. It is the population variance, so that a batch of one gives 0
+    and not NaN.
 
     :param embedding: ``(batch, embed_dim)``
     :return: Scalar
@@ -76,7 +89,7 @@ def deviation_loss(embedding: th.Tensor, epsilon: float = 1e-4) -> th.Tensor:
 def covariance_loss(embedding: th.Tensor) -> th.Tensor:
     r"""
     Squared covariance of different dimensions, :math:`\frac{1}{d}\sum_{i \ne j} \mathrm{Cov}(s_x)_{ij}^2` (*VICReg*,
-    arXiv 2105.04906, eq. 4): what one dimension tells, another need not repeat.
+    arXiv 2105.04906, eq. 4), so that dimensions do not repeat each other.
 
     :param embedding: ``(batch, embed_dim)``
     :return: Scalar
@@ -99,12 +112,12 @@ class _AttachLoss(th.autograd.Function):
 
 def attach_loss(tensor: th.Tensor, loss: th.Tensor, scale: float | th.Tensor = 1.0) -> th.Tensor:
     """
-    Add ``loss`` to whatever loss is computed from the returned tensor: the identity in the forward pass, a gradient of
+    Add ``loss`` to the loss that is computed from the returned tensor: the identity in the forward pass, a gradient of
     ``scale`` into ``loss`` in the backward pass. Stable-Baselines3's own ``loss.backward()`` then trains both, with its
     gradient clipping and one optimiser step, and its ``train()`` stays as it is.
 
-    What the other loss is multiplied by on its way to ``backward()`` cannot be seen from here: who divides it, to
-    accumulate gradients, or multiplies it, for a ``GradScaler``, has to say so.
+    If the other loss is divided before ``backward()``, to accumulate gradients, or multiplied, by a ``GradScaler``,
+    ``scale`` must be that factor.
 
     :param tensor: A tensor on the way to the other loss
     :param loss: Scalar loss to attach
@@ -114,7 +127,7 @@ def attach_loss(tensor: th.Tensor, loss: th.Tensor, scale: float | th.Tensor = 1
     """
     if loss.ndim != 0:
         raise ValueError(f"The attached loss must be a scalar, got shape {tuple(loss.shape)}")
-    # The value of a tensor may be on another device, for which nobody should wait
+    # Do not check the value of a tensor: that would wait for its device
     if scale.ndim != 0 if isinstance(scale, th.Tensor) else not 0.0 < scale < math.inf:
         raise ValueError(f"`scale` of an attached loss must be a positive number or a scalar tensor, got {scale}")
     return _AttachLoss.apply(tensor, loss, scale)

@@ -9,10 +9,10 @@ import torch as th
 
 from sb3_jepa.common import checks
 
-# How often blocks get new positions, where they leave too little to the context
+# How often blocks get new positions, if they leave too little to the context
 MAX_REDRAWS = 10
-# How often they get a new size, where no positions help. What needs more at first is refused, so that training, which
-# tries more often, does not fail
+# How often they get a new size, if no positions help. The constructor tries less often than training and refuses what
+# needs more, so that training does not fail
 MAX_SIZES_AT_FIRST, MAX_SIZES = 10, 1000
 
 
@@ -24,6 +24,9 @@ class Masks(NamedTuple):
     :param context: Places of the tokens that are seen, in ascending order, ``(batch, n_context)``
     :param targets: Places of the tokens that are predicted, mask by mask, in ascending order,
         ``(batch, n_masks, n_targets)``. Different masks may have places in common.
+
+    Where samples have not as many of them, both are booleans for each token: ``(batch, tokens)`` and
+    ``(batch, n_masks, tokens)``.
     """
 
     context: th.Tensor
@@ -39,7 +42,8 @@ class Masks(NamedTuple):
 
 class MaskSampler(ABC):
     """
-    Draws masks for the samples of a batch. They have as many places in each sample, so that tokens can be stacked.
+    Draws masks for the samples of a batch. They have as many places in each sample, so that tokens can be stacked; but
+    where they depend on the input, a number in proportion to the tokens that a sample has.
 
     :param grid: How the tokens of an observation are laid out
     :param n_masks: How many masks of hidden tokens there are in each sample
@@ -53,13 +57,26 @@ class MaskSampler(ABC):
             raise ValueError(f"`grid` must have at least two tokens, got {self.grid}")
         self.n_masks = checks.whole_number("n_masks", n_masks)
 
-    @abstractmethod
-    def sample(self, batch_size: int, generator: th.Generator | None = None) -> Masks:
+    def sample(
+        self, batch_size: int, generator: th.Generator | None = None, candidates: th.Tensor | None = None
+    ) -> Masks:
         """
         :param batch_size: Number of samples
         :param generator: Of random numbers, on the CPU; None for PyTorch's global one
-        :return: Their masks, on the CPU
+        :param candidates: The tokens of each sample that may be chosen, ``(batch, tokens)``, on the CPU; None for all
+        :return: Their masks, on the CPU: places, or booleans if there are candidates
         """
+        if candidates is None:
+            return self._sample(batch_size, generator)
+        return self._sample_among(candidates, generator)
+
+    @abstractmethod
+    def _sample(self, batch_size: int, generator: th.Generator | None) -> Masks:
+        """Masks of all tokens, as places."""
+
+    @abstractmethod
+    def _sample_among(self, candidates: th.Tensor, generator: th.Generator | None) -> Masks:
+        """Masks of candidates, as booleans."""
 
 
 class SubsetMasks(MaskSampler):
@@ -82,8 +99,8 @@ class SubsetMasks(MaskSampler):
         target_scale: tuple[float, float] = (0.15, 0.6),
     ):
         super().__init__(grid, n_masks)
-        context_scale = checks.pair("context_scale", context_scale, above=0, most=1)
-        target_scale = checks.pair("target_scale", target_scale, above=0, most=1)
+        self.context_scale = context_scale = checks.pair("context_scale", context_scale, above=0, most=1)
+        self.target_scale = target_scale = checks.pair("target_scale", target_scale, above=0, most=1)
         least_context, most_context = (max(1, round(self.n_tokens * share)) for share in context_scale)
         self._least_targets, self._most_targets = (max(1, round(self.n_tokens * share)) for share in target_scale)
         if least_context + self._least_targets > self.n_tokens:
@@ -91,7 +108,7 @@ class SubsetMasks(MaskSampler):
                 f"`context_scale` and `target_scale` must leave room for each other, got {context_scale} and "
                 f"{target_scale}: at least {least_context} + {self._least_targets} of {self.n_tokens} tokens"
             )
-        # To draw pairs until one fits is to draw a context as often as there are targets that fit beside it
+        # The same as to draw pairs of sizes until one fits: a context is as likely as it has targets that fit beside it
         self._context_sizes = range(least_context, most_context + 1)
         self._chances = th.tensor(
             [max(0.0, self._targets_beside(size) - self._least_targets + 1.0) for size in self._context_sizes]
@@ -100,12 +117,7 @@ class SubsetMasks(MaskSampler):
     def _targets_beside(self, n_context: int) -> int:
         return min(self._most_targets, self.n_tokens - n_context)
 
-    def sample(self, batch_size: int, generator: th.Generator | None = None) -> Masks:
-        """
-        :param batch_size: Number of samples
-        :param generator: Of random numbers, on the CPU; None for PyTorch's global one
-        :return: Their masks, on the CPU
-        """
+    def _sample(self, batch_size: int, generator: th.Generator | None) -> Masks:
         n_context = self._context_sizes[int(self._chances.multinomial(1, generator=generator))]
         most_targets = self._targets_beside(n_context)
         n_targets = int(th.randint(self._least_targets, most_targets + 1, (), generator=generator))
@@ -114,6 +126,15 @@ class SubsetMasks(MaskSampler):
         chosen = th.rand(batch_size, self.n_masks, hidden.shape[1], generator=generator).topk(n_targets, sorted=False)
         targets = hidden.gather(1, chosen.indices.flatten(1)).unflatten(1, (self.n_masks, n_targets))
         return Masks(context.sort(dim=1).values, targets.sort(dim=2).values)
+
+    def _sample_among(self, candidates: th.Tensor, generator: th.Generator | None) -> Masks:
+        chances = th.rand(2, generator=generator).tolist()
+        context_share, target_share = map(_between, (self.context_scale, self.target_scale), chances)
+        n_candidates = candidates.sum(dim=1, keepdim=True)
+        context = _choose(candidates, (n_candidates * context_share).round().clamp(min=1), generator)
+        hidden = (candidates & ~context)[:, None].expand(-1, self.n_masks, -1)
+        n_targets = (n_candidates * target_share).round().clamp(min=1)
+        return Masks(context, _choose(hidden, n_targets[:, None], generator))
 
 
 class BlockMasks(MaskSampler):
@@ -164,18 +185,21 @@ class BlockMasks(MaskSampler):
         min_context = checks.optional(checks.whole_number, "min_context", min_context)
         self.min_context = min_context or max(1, self.n_tokens // 6)
         self._sides = (1,) * (3 - len(self.grid)) + self.grid  # (frames, rows, columns)
-        # Whatever is impossible is found now, and without the global random numbers
-        self._sample(1, th.Generator().manual_seed(0), MAX_SIZES_AT_FIRST)
+        # Refuse what is impossible now, without drawing from the global random numbers
+        self._sample_blocks(1, th.Generator().manual_seed(0), MAX_SIZES_AT_FIRST)
 
-    def sample(self, batch_size: int, generator: th.Generator | None = None) -> Masks:
-        """
-        :param batch_size: Number of samples
-        :param generator: Of random numbers, on the CPU; None for PyTorch's global one
-        :return: Their masks, on the CPU
-        """
-        return self._sample(batch_size, generator, MAX_SIZES)
+    def _sample(self, batch_size: int, generator: th.Generator | None) -> Masks:
+        context, targets = self._sample_blocks(batch_size, generator, MAX_SIZES)
+        return Masks(_choose_places(context, generator), _choose_places(targets, generator))
 
-    def _sample(self, batch_size: int, generator: th.Generator | None, max_sizes: int) -> Masks:
+    def _sample_among(self, candidates: th.Tensor, generator: th.Generator | None) -> Masks:
+        context, targets = self._sample_blocks(len(candidates), generator, MAX_SIZES)
+        return Masks(context & candidates, targets & candidates[:, None])
+
+    def _sample_blocks(
+        self, batch_size: int, generator: th.Generator | None, max_sizes: int
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Blocks of one size, as booleans for each token."""
         for _ in range(max_sizes):
             target_size, context_size = self._draw_sizes(generator)
             context, targets = self._draw(batch_size, target_size, context_size, generator)
@@ -191,7 +215,7 @@ class BlockMasks(MaskSampler):
                     fitting = fits.nonzero()[:, 0]
                     copied = fitting[th.randint(len(fitting), (batch_size - len(fitting),), generator=generator)]
                     context[~fits], targets[~fits] = context[copied], targets[copied]
-                return Masks(_choose_places(context, generator), _choose_places(targets, generator))
+                return context, targets
         raise ValueError(
             f"The blocks must leave `min_context` tokens to the context, but hardly ever do with `grid`={self.grid}, "
             f"`min_context`={self.min_context}, `n_masks`={self.n_masks}, `target_scale`={self.target_scale}, and "
@@ -243,11 +267,17 @@ def _between(ends: Sequence[float], chance: float) -> float:
     return ends[0] + chance * (ends[1] - ends[0])
 
 
+def _choose(candidates: th.Tensor, n_chosen: th.Tensor, generator: th.Generator | None) -> th.Tensor:
+    """So many of each row's candidates, or all if there are fewer, as booleans."""
+    chances = th.rand(candidates.shape, generator=generator).masked_fill_(~candidates, 2.0)
+    return candidates & (chances.argsort(dim=-1).argsort(dim=-1) < n_chosen)
+
+
 def _choose_places(candidates: th.Tensor, generator: th.Generator | None) -> th.Tensor:
     """Of each row's candidates, as many as the row with the fewest has. The first ones would favour a corner."""
     counts = candidates.sum(dim=-1)
     n_places = int(counts.min())
     if n_places == counts.max():
-        return candidates.nonzero()[:, -1].unflatten(0, (*counts.shape, n_places))  # To choose takes longer
+        return candidates.nonzero()[:, -1].unflatten(0, (*counts.shape, n_places))  # Faster than to choose
     ranks = th.rand(candidates.shape, generator=generator).masked_fill_(~candidates, -1.0)
     return ranks.topk(n_places, sorted=False).indices.sort(dim=-1).values

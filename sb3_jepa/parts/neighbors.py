@@ -54,15 +54,15 @@ class NeighborAggregation(nn.Module):
         selection: str = "similar",
     ):
         super().__init__()
-        # With two tokens in a window of three, each token has a neighbour
+        # The smallest grid and window in which each token has a neighbour
         grid, window = checks.sizes("grid", grid), checks.whole_number("window", window, 3)
         if math.prod(grid) < 2:
             raise ValueError(f"`grid` must have at least 2 tokens, got {grid}")
         if window % 2 == 0:
             raise ValueError(f"`window` must be an odd number, got {window}")
-        # Nothing lies beside what an axis of one place has
+        # On an axis of one place there are no neighbours
         axes = [size for size in grid if size > 1]
-        # As many neighbours as a window has
+        # At most the neighbours of a window
         self.k = checks.whole_number("k", k, 1, window ** len(axes) - 1)
         embed_dim = checks.whole_number("embed_dim", embed_dim)
         num_heads = check_heads(num_heads, "embed_dim", embed_dim)
@@ -102,7 +102,7 @@ class NeighborAggregation(nn.Module):
             weights = (~missing).to(neighbors.dtype)
             weights = weights / weights.sum(dim=1, keepdim=True)
             return (weights[:, None] @ neighbors).view_as(latents)
-        # The sequences of an image follow each other, and all of them begin with the mean of that image
+        # One sequence for each token, image by image; its query is the mean of the image
         query = latents.mean(dim=1, keepdim=True).repeat_interleave(n_tokens, dim=0)
         # The query is among its keys, and never missing
         missing = F.pad(missing, (1, 0), value=False)
@@ -120,10 +120,10 @@ class NeighborAggregation(nn.Module):
         places, missing = self.places.expand(shape), self.missing.expand(shape)
         with th.no_grad():
             if self.selection == "random":
-                # On the CPU, as the masks: one seed gives the same ones on all devices
+                # Drawn on the CPU like the masks, so that one seed gives the same neighbours on all devices
                 scores = th.rand(shape).to(latents.device)
             else:
-                # Of all pairs: to gather the neighbours of each token would take more memory
+                # Compare all pairs: gathering the neighbours of each token would take more memory
                 directions = F.normalize(latents, dim=-1)
                 scores = (directions @ directions.transpose(1, 2)).gather(2, places)
             chosen = scores.masked_fill(missing, -th.inf).topk(self.k, dim=-1, sorted=False).indices
@@ -140,8 +140,8 @@ class NeighborAggregation(nn.Module):
         :return: For the predictor, of the same shape
         """
         for block in self.blocks:
-            # The query is among its keys. The paper leaves that open here; but the weights learn here what their copy
-            # does for targets, where the query is among them
+            # Put the query among its keys, which the paper leaves open for the context: targets have it among them, and
+            # a copy of these weights
             tokens = th.cat((context[:, class_tokens:].mean(dim=1, keepdim=True), context), dim=1)
             tokens = block.attention_norm(tokens)  # type: ignore[operator]
             context = context + block.attention(tokens, class_token_only=True)  # type: ignore[operator]

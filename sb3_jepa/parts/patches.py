@@ -74,7 +74,7 @@ class PatchTokenizer(nn.Module):
         self.frames = frames
         self.patch_size = patch_size
         self.n_rows, self.n_columns = -(-height // patch_size), -(-width // patch_size)
-        # As F.pad wants it: left, right, above, below
+        # In the order of F.pad: left, right, above, below
         self.padding = (0, self.n_columns * patch_size - width, 0, self.n_rows * patch_size - height)
         self.projection = nn.Linear(channels * patch_size**2, embed_dim)
         self.row_code = nn.Parameter(th.zeros(self.n_rows, 1, embed_dim))

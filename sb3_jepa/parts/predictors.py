@@ -105,7 +105,7 @@ class MaskedPredictor(nn.Module):
         predictor_dim = checks.whole_number("predictor_dim", predictor_dim)
         depth, mlp_ratio = checks.whole_number("depth", depth), check_mlp_ratio(mlp_ratio)
         num_heads = check_heads(num_heads, "predictor_dim", predictor_dim)
-        # Where there is one place only, there is nothing to tell
+        # An axis of one place needs no code
         axes = [side for side in grid if side != 1] or [1]
         if predictor_dim < 2 * len(axes):
             raise ValueError(
@@ -134,6 +134,7 @@ class MaskedPredictor(nn.Module):
         context_places: th.Tensor,
         target_places: th.Tensor,
         missing: th.Tensor | None = None,
+        predicted: th.Tensor | None = None,
     ) -> th.Tensor:
         """
         :param context: Tokens that are seen, ``(batch, class_tokens + n_context, embed_dim)``, class tokens first
@@ -141,6 +142,8 @@ class MaskedPredictor(nn.Module):
         :param target_places: Of the hidden tokens, ``(batch, n_masks, n_targets)``
         :param missing: Places of the context that nothing is known of, ``(batch, n_context)``: neither their tokens nor
             where they are has a part in the prediction. None if there is none.
+        :param predicted: Which of the target places are to be predicted, ``(batch, n_masks, n_targets)``; None for all.
+            The others have no part in the prediction either.
         :return: Predicted tokens ``(batch, n_masks, n_targets, output_dim)``. No mask knows of the others.
         """
         batch_size, n_masks, n_targets = target_places.shape
@@ -152,6 +155,11 @@ class MaskedPredictor(nn.Module):
         if missing is not None:
             missing = F.pad(missing, (context.shape[1] - missing.shape[1], n_targets), value=False)
             missing = missing.repeat_interleave(n_masks, dim=0)
+        if predicted is not None:
+            left_out = F.pad(~predicted.flatten(0, 1), (context.shape[1], 0), value=False)
+            missing = left_out if missing is None else left_out | missing
+            # Where all tokens are missing, attend to all: a softmax over nothing is NaN
+            missing = missing & ~missing.all(dim=1, keepdim=True)
         for block in self.blocks:
             tokens = block(tokens, missing=missing)
         predicted = self.output(self.norm(tokens[:, -n_targets:]))

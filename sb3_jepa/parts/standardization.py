@@ -9,18 +9,18 @@ from torch import nn
 
 from sb3_jepa.common import checks
 
-# As VecNormalize's clip_obs
+# The same as VecNormalize's clip_obs
 CLIP = 10.0
 # A value counts as an outlier if it is so many times further from the median than nearly all others
 OUTLIER_FACTOR, ORDINARY_FRACTION = 4.0, 0.99
-# Of so many observations, the latest, are statistics that follow the data
+# Statistics that follow the data are those of so many of the latest observations
 WINDOW = 10_000
-# The weights make up for a deviation that has changed by at most this factor since it was first measured, and a bias
-# for a mean that has moved by at most so many of these deviations (beyond, a LayerNorm leaves little of the input)
+# Weights are rescaled by at most this factor since the deviation was first measured, and biases shifted by at most so
+# many of these deviations (beyond, a LayerNorm leaves little of the input)
 MAX_RESCALING, MAX_SHIFT = 10.0, 1.0
-# More rows tell no more about the statistics to follow
+# More rows would not make the statistics more exact
 MAX_ROWS = 100_000
-# A deviation below this fraction of the mean is float32's rounding
+# A deviation below this fraction of the mean is a rounding error of float32
 ROUNDING = 5e-7
 
 
@@ -57,22 +57,22 @@ class InputStandardization(nn.Module):
     variance: th.Tensor
     deviation: th.Tensor
     n_seen: th.Tensor
-    # How often each number was there
+    # How often each number was present
     n_present: th.Tensor | None
-    # As they were when the input was first seen to vary; until then, the deviation is 0
+    # Deviation and mean when the input first varied; until then, the deviation is 0
     first_deviation: th.Tensor | None
     first_mean: th.Tensor | None
 
     def __init__(self, shape: Sequence[int], changes_of: int = 1, per: str = "frame"):
         super().__init__()
-        # A single number has no shape
+        # The shape of a single number is ()
         shape = () if shape == () else checks.sizes("shape", shape)
         self.changes_of = checks.whole_number("changes_of", changes_of)
         if shape and shape[0] % self.changes_of != 0:
             raise ValueError(f"`changes_of` must divide the first side of `shape`, {shape}, got {changes_of}")
         self.per = checks.choice("per", per, ("frame", "channel", "input"))
         self.is_measuring = False
-        # How many deviations each input was at most away from its mean in the latest batch; 0 where 99 in 100 are equal
+        # Of each input, the largest distance from the mean in the latest batch, in deviations; 0 if 99 in 100 are equal
         self.largest: th.Tensor | None = None
         of_channel = (shape[0], *[1] * (len(shape) - 1)) if len(shape) > 0 else ()
         measured = of_channel if per == "channel" else tuple(shape)
@@ -95,7 +95,7 @@ class InputStandardization(nn.Module):
         return (self.variance > 0).any()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Files of older versions do not tell
+        # Files of older versions lack these
         if self.n_present is not None and f"{prefix}n_seen" in state_dict:
             n_seen = state_dict[f"{prefix}n_seen"]
             state_dict.setdefault(f"{prefix}n_present", n_seen.expand_as(self.n_present).clone())
@@ -173,7 +173,7 @@ class InputStandardization(nn.Module):
             self.n_present.add_(n_new)
         if window is not None:
             n_before = n_before.clamp(max=window * n_rows_of_one)
-        # Of what was never there, neither changes
+        # Leave mean and variance of a number that was never present
         fraction = n_new / (n_before + n_new).clamp(min=1)
         difference = mean - self.mean
         self.variance.lerp_(variance, fraction).add_(difference.square() * fraction * (1.0 - fraction))
@@ -191,14 +191,14 @@ class InputStandardization(nn.Module):
         else:
             deviation = self.variance.reshape(self.changes_of, -1).mean(dim=1).sqrt()
             deviation = deviation.repeat_interleave(len(self.deviation) // self.changes_of).view_as(self.deviation)
-        # Inputs that never changed leave nothing to divide by
+        # Do not divide inputs that never changed
         self.deviation.copy_(th.where(deviation > 0, deviation, 1.0))
 
     def _of_batch(self, rows: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         if not self.follows:
             return th.var_mean(rows, dim=0, correction=0)
         mean = rows.nanmean(dim=0)
-        # Of a column that is missing in the whole batch, nothing is new
+        # Keep the statistics of a column that is missing in the whole batch
         mean = th.where(mean.isnan(), self.mean, mean)
         variance = (rows - mean).square().nanmean(dim=0)
         return th.where(variance.isnan(), self.variance, variance), mean
@@ -228,7 +228,7 @@ class InputStandardization(nn.Module):
         if self.changes_of == 1:
             return self.mean
         newest, changes = self.mean.unflatten(0, (self.changes_of, -1)).split([1, self.changes_of - 1])
-        # From the newest frame back to the oldest
+        # Subtract the changes from the newest frame, one after the other
         return th.cat((newest, -changes.flip(0))).cumsum(dim=0).flip(0).flatten(0, 1)
 
     def forward(self, inputs: th.Tensor) -> th.Tensor:

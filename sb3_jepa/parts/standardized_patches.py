@@ -10,9 +10,9 @@ from sb3_jepa.parts.places import take_places
 from sb3_jepa.parts.standardization import InputStandardization
 from sb3_jepa.parts.token_selection import TokenSelection
 
-# Below this, the tokens of images are made step by step
+# With fewer images, standardise the images and not the weights
 MIN_IMAGES_TO_FOLD = 16
-# Above this share of patches that differ from the mean, one product for all is faster
+# If a larger share of patches differs from the mean, one product for all is faster
 MAX_SHARE_IN_FRONT = 0.75
 
 
@@ -80,23 +80,23 @@ class StandardizedPatchTokenizer(nn.Sequential):
         return self.tokenizer.token_inputs(self.standardization(images))
 
     def _goes_step_by_step(self, images: th.Tensor) -> bool:
-        # When it is exported, the number of images is not known
+        # In an export, the number of images is not known
         if self.standardization.is_measuring or th.compiler.is_exporting():
             return True
-        # In weights that are rounded, frames and the changes between them would not cancel
+        # With rounded weights, frames and the changes between them would not cancel
         if th.is_autocast_enabled(images.device.type):
             return True
-        # The weights are soon standardised, but not sooner than a few images. One graph is for any number of them
+        # A few images are standardised faster than the weights. A compiled graph is for any number of images
         return not th.compiler.is_compiling() and len(images) < MIN_IMAGES_TO_FOLD
 
     def _forward_folded(self, images: th.Tensor, scale: float) -> th.Tensor:
         standardization, tokenizer = self.standardization, self.tokenizer
         weight = tokenizer.projection.weight
         by_frame = weight.unflatten(1, (standardization.changes_of, -1))  # (embed_dim, frames, pixels of a frame)
-        # One deviation for all pixels of a frame; of frames that are tokens of their own, one for all
+        # One deviation for each frame; if frames are tokens of their own, one for all frames
         deviation = standardization.deviation.view(standardization.changes_of, -1)[:, :1]
         of_pixels = standardization.changes_to_frames(by_frame / deviation)
-        # Before the product and not after it: the difference of two large numbers would not be exact
+        # Subtract the mean before the product: after it, the difference of two large numbers would not be exact
         mean = tokenizer.patches(standardization.mean_of_frames[None] / scale)
         patches, code = tokenizer.patches(images), tokenizer.place_code
         patches, mean, code = (one.flatten(1, 3) for one in (patches, mean, code[None]))
@@ -106,12 +106,12 @@ class StandardizedPatchTokenizer(nn.Sequential):
             mean, code = (F.embedding(places, one[0]) for one in (mean, code))
         code = code + tokenizer.projection.bias
         weight = (of_pixels * scale).flatten(1)
-        # On other devices, to ask how many patches differ would mean to wait for them
+        # Only on the CPU: elsewhere, counting the patches that differ would wait for the device
         if places is None and patches.dtype == th.uint8 and patches.device.type == "cpu":
             products = self._project_foreground(patches, mean, weight)
             if products is not None:
                 return products + code
-        # What bytes become is new, and may be changed in place: to allocate so much again takes several times as long
+        # Change the floats made of bytes in place: allocating so much again takes several times as long
         patches = patches.to(weight.dtype).sub_(mean) if patches.dtype == th.uint8 else patches - mean
         return F.linear(patches, weight) + code
 
@@ -129,7 +129,7 @@ class StandardizedPatchTokenizer(nn.Sequential):
         if th.compiler.is_compiling():
             return None
         background = mean.round().to(th.uint8)
-        # Several bytes at once
+        # Compare several bytes at once
         n_pixels = patches.shape[-1]
         dtype = th.int64 if n_pixels % 8 == 0 else th.int32 if n_pixels % 4 == 0 else th.uint8
         differs = (patches.view(dtype) != background.view(dtype)).any(dim=-1)

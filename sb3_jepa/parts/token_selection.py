@@ -47,7 +47,7 @@ class TokenSelection:
         self._noticed = Versions()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has statistics of its own, whose versions are counted anew
+        # Do not pickle what is cached: PyTorch counts the versions of a copy's statistics from 0
         return {name: value for name, value in vars(self).items() if name not in ("_varying", "_noticed")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ class TokenSelection:
         if self.standardization.n_seen == 0 or varies.all():
             self._varying = None
         else:
-            # Where nothing changes at all, one token still has to be there
+            # Keep one token even if nothing changes
             varies[0] |= ~varies.any()
             self._varying = varies.nonzero().flatten()
         self._noticed = Versions([variance])
@@ -87,7 +87,7 @@ class TokenSelection:
         if varying is not None:
             differences = differences.index_select(1, varying)
         n_places = differences.shape[1]
-        # No two are equal then, and of equal differences the first place wins, on every device
+        # Break ties by the place, so that all devices choose the same tokens
         ranks = differences.long() * n_places + th.arange(n_places - 1, -1, -1, device=differences.device)
         chosen = ranks.topk(self.token_budget, dim=1, sorted=False).indices.sort(dim=1).values
         return chosen if varying is None else varying[chosen]
@@ -96,7 +96,7 @@ class TokenSelection:
         """Of each patch from what is already known, ``(batch, places)``."""
         by_frame = _whole(patches).unflatten(1, (self.tokenizer.frames, -1))  # (batch, frames, places, pixels)
         mean = self.tokenizer.patches(self.standardization.mean_of_frames[None])[:, :1].flatten(2, 3)
-        # The mean is whole as what it is subtracted from: what never changed then differs by nothing
+        # Round the mean to whole numbers, so that a pixel that never changed differs by exactly 0
         differences = _distance(by_frame[:, :1], (mean * 255.0).round().to(by_frame.dtype))
         if self.tokenizer.frames > 1:
             differences = th.cat((differences, _distance(by_frame[:, 1:], by_frame[:, :-1])), dim=1)
@@ -104,13 +104,13 @@ class TokenSelection:
 
 
 def _whole(patches: th.Tensor) -> th.Tensor:
-    # Sums of whole numbers are exact in any order: bytes, floats, few and many images choose the same tokens
+    # Sums of whole numbers are exact in any order, so that bytes and floats choose the same tokens
     if patches.dtype != th.uint8:
         return (patches * 255.0).round().int()
-    # ONNX has no arithmetic of bytes
+    # ONNX cannot subtract bytes
     return patches.int() if th.compiler.is_exporting() else patches
 
 
 def _distance(one: th.Tensor, other: th.Tensor) -> th.Tensor:
-    # Bytes have no sign
+    # abs(one - other) would overflow: bytes have no sign
     return (th.maximum(one, other) - th.minimum(one, other)).sum(dim=-1, dtype=th.int32)

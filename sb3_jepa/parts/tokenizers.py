@@ -34,7 +34,7 @@ class ColumnTokenizer(nn.Module):
         self.n_columns, self.numbers_per_token = n_columns, numbers_per_token
         self.missing_as_nan = checks.flag("missing_as_nan", missing_as_nan)
         n_tokens = -(-n_columns // numbers_per_token)
-        # As if the last token were full: what it lacks is zero
+        # Fill up the last token with zeros
         self.n_missing = n_tokens * numbers_per_token - n_columns
         self.direction = nn.Parameter(th.empty(n_columns + self.n_missing, embed_dim))
         self.code = nn.Parameter(th.empty(n_tokens, embed_dim))
@@ -57,7 +57,7 @@ class ColumnTokenizer(nn.Module):
         :param vectors: As of :meth:`forward`
         :return: ``(batch, tokens, numbers_per_token)``, with zeros for what the last token lacks
         """
-        # A single number may come without an axis
+        # A single number may have no axis
         numbers = vectors.reshape(vectors.shape[0], -1)
         return F.pad(numbers, (0, self.n_missing)).unflatten(1, (-1, self.numbers_per_token))
 
@@ -66,7 +66,7 @@ class ColumnTokenizer(nn.Module):
         bound = self.direction.shape[1] ** -0.5
         nn.init.uniform_(self.direction, -bound, bound)
         nn.init.uniform_(self.code, -bound, bound)
-        # However many a token holds, its size is the same
+        # Scale down, so that the size of a token does not depend on how many numbers it holds
         with th.no_grad():
             self.direction.mul_(self.numbers_per_token**-0.5)
 
@@ -93,7 +93,7 @@ class ColumnTokenizer(nn.Module):
         if not self.missing_as_nan:
             return self._embed(inputs)
         is_nan = inputs.isnan()
-        # Nothing times NaN is NaN: a token that is left out would still spoil the gradient of its direction
+        # Fill with 0: since 0 * NaN is NaN, a token that is left out would still spoil the gradient of its direction
         tokens = self._embed(inputs.masked_fill(is_nan, 0.0))
         if self.n_missing > 0:
             is_nan[:, -1, -self.n_missing :] = True
@@ -143,7 +143,7 @@ class CategoryTokenizer(nn.Module):
         sizes, embed_dim = checks.sizes("sizes", sizes), checks.whole_number("embed_dim", embed_dim)
         variables_per_token = checks.whole_number("variables_per_token", variables_per_token)
         starts = range(0, len(sizes), variables_per_token)
-        # Of all the variables of a token together
+        # Number of categories of all variables of a token
         self.sizes = [sum(sizes[start : start + variables_per_token]) for start in starts]
         self.variables_per_token = variables_per_token
         self.embedding = nn.Parameter(th.empty(sum(self.sizes), embed_dim))
@@ -201,7 +201,7 @@ class DictTokenizer(nn.Module):
         if not isinstance(tokenizers, Mapping) or not tokenizers:
             checks.refuse("tokenizers", "a dictionary with a tokenizer for each key", tokenizers)
         self.keys = sorted(tokenizers)
-        # The names say which parameters belong to which key. PyTorch objects to dots, and to names such as "pop"
+        # Name modules by their keys. PyTorch refuses dots, and names such as "pop"
         self.tokenizers = nn.ModuleDict({_module_name(key): tokenizers[key] for key in self.keys})
         self.type_code = nn.Parameter(th.empty(len(self.keys), embed_dim))
         nn.init.normal_(self.type_code, std=0.02)
@@ -265,7 +265,7 @@ def follow(tokenizer: nn.Module, observations: Any) -> None:
 
 
 def _last(tokenizer: nn.Module) -> Any:
-    # What reorders and standardises the input comes before
+    # The modules before the last one reorder and standardise the input
     while isinstance(tokenizer, nn.Sequential):
         tokenizer = tokenizer[-1]
     return tokenizer
@@ -302,5 +302,5 @@ def token_inputs(tokenizer: nn.Module, observations: Any) -> th.Tensor:
 
 
 def _module_name(key: str) -> str:
-    # Two keys never have one name
+    # Escape what would give two keys the same name
     return "key_" + key.replace("%", "%25").replace(".", "%2E")

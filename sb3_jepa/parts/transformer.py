@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from sb3_jepa.common import checks
 from sb3_jepa.parts.places import take_places
-from sb3_jepa.parts.tokenizers import token_inputs, token_shape
+from sb3_jepa.parts.tokenizers import n_inputs, token_inputs, token_shape
 
 OUTPUTS = ("class_token", "mean", "per_token", "flat")
-# What a processor works on at once is best no larger than its cache
+# More tokens at once would not fit into a processor's cache
 MAX_TOKENS_ON_CPU = 6144
-# What is larger is meant for something else, and would only end in a memory error
+# A larger ratio is a mistake, and would end in a memory error
 MAX_MLP_RATIO = 1024
 
 
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         return (scores if missing is None else scores.masked_fill(missing[:, None], -th.inf)).softmax(dim=-1)
 
     def _attend_class_token(self, tokens: th.Tensor, missing: th.Tensor | None) -> th.Tensor:
-        # The values likewise: a weighted mean of the tokens is projected, and not each of them
+        # Project the weighted mean of the tokens, instead of the value of each
         dim = tokens.shape[-1]
         mean = self.class_token_weights(tokens, missing) @ tokens  # (batch, heads, dim)
         value_weight = self.qkv.weight[2 * dim :].unflatten(0, (self.num_heads, -1))
@@ -151,7 +151,7 @@ class TokenReadout(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(th.empty(n_tokens, dim))
         self.bias = nn.Parameter(th.zeros(n_tokens))
-        # Of tokens that went through a LayerNorm, each number begins with a variance of one
+        # After a LayerNorm, each number then begins with a variance of one
         nn.init.normal_(self.weight, std=dim**-0.5)
 
     def forward(self, tokens: th.Tensor) -> th.Tensor:
@@ -236,8 +236,13 @@ class TransformerEncoder(nn.Module):
 
     @property
     def token_shape(self) -> tuple[int, ...]:
-        """How the tokens of an observation are laid out, such as ``(frames, rows, columns)``."""
+        """See :attr:`TokenEncoder.token_shape`."""
         return token_shape(self.tokenizer)
+
+    @property
+    def n_inputs(self) -> list[int]:
+        """Number of inputs (pixels, numbers, categories) of each token."""
+        return n_inputs(self.tokenizer)
 
     @property
     def n_tokens(self) -> int:
@@ -276,36 +281,30 @@ class TransformerEncoder(nn.Module):
             tokens = tokens * present
         return tokens.flatten(1) if self.readout is None else self.readout(tokens)
 
+    def occupied(self, observations: Any) -> None:
+        """None: all tokens hold something, see :meth:`TokenEncoder.occupied`."""
+
     def encode_tokens(self, observations: Any, places: th.Tensor | None = None) -> th.Tensor:
-        """
-        :param observations: What the tokenizer takes
-        :param places: The tokens that are visible, ``(batch, n_visible)``; None for all. The others are as if they
-            were not there.
-        :return: Outputs of the class tokens, then of the visible ones, ``(batch, class_tokens + n_visible, embed_dim)``
-        """
+        """See :meth:`TokenEncoder.encode_tokens`."""
         (tokens,) = self.encode_views(observations, [places])
         return tokens
 
     def encode_views(self, observations: Any, visible: Sequence[th.Tensor | None]) -> list[th.Tensor]:
-        """
-        Several views of the same observations, whose tokens are made once.
-
-        :param observations: What the tokenizer takes
-        :param visible: The ``places`` of :meth:`encode_tokens` for each view
-        :return: What :meth:`encode_tokens` returns, for each view
-        """
+        """See :meth:`TokenEncoder.encode_views`; the tokens are made once."""
         tokens = self.tokenizer(observations)
-        views = [tokens if places is None else take_places(tokens, places) for places in visible]
-        return [self._in_parts(self._embed_tokens, *self._complete(view)) for view in views]
+        return [self._in_parts(self._embed_tokens, *self._view(tokens, places)) for places in visible]
+
+    def _view(self, tokens: th.Tensor, places: th.Tensor | None) -> tuple[th.Tensor, th.Tensor | None]:
+        if places is None or places.dtype != th.bool:
+            return self._complete(tokens if places is None else take_places(tokens, places))
+        # Leave out hidden tokens in the same way as missing ones
+        tokens, missing = self._complete(tokens)
+        hidden = F.pad(~places, (self.class_tokens, 0))
+        hidden = hidden if missing is None else hidden | missing
+        return tokens, hidden & ~hidden.all(dim=1, keepdim=True)
 
     def token_inputs(self, observations: Any) -> th.Tensor:
-        """
-        What the tokens are made of: standardised pixels or numbers, or a one-hot category.
-
-        :param observations: What the tokenizer takes
-        :return: ``(batch, tokens, inputs)``; tokens of fewer inputs, see :func:`~sb3_jepa.parts.tokenizers.n_inputs`,
-            are filled up with zeros
-        """
+        """See :meth:`TokenEncoder.token_inputs`: standardised pixels or numbers, or a one-hot category."""
         return token_inputs(self.tokenizer, observations)
 
     def _complete(self, tokens: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
@@ -314,12 +313,12 @@ class TransformerEncoder(nn.Module):
         if not self.missing_as_nan:
             return tokens, None
         missing = tokens[..., 0].isnan()
-        # Softmax over nothing is NaN: where there is no class token and all is missing, all are zeros that are seen
+        # If all is missing and there is no class token, attend to zeros: a softmax over nothing is NaN
         return tokens.masked_fill(missing[..., None], 0.0), missing & ~missing.all(dim=1, keepdim=True)
 
     @staticmethod
     def _in_parts(embed: Any, tokens: th.Tensor, missing: th.Tensor | None) -> th.Tensor:
-        # A graph is for any number of tokens
+        # A compiled graph is for any number of tokens
         if tokens.device.type != "cpu" or th.compiler.is_compiling():
             return embed(tokens, missing)
         n_parts = -(-tokens.shape[0] * tokens.shape[1] // MAX_TOKENS_ON_CPU)

@@ -1,14 +1,13 @@
 """Learning an encoder from observations alone, before or without any rewards."""
 
-from sb3_jepa.data.collection import record_env
-from sb3_jepa.data.readers import read, read_buffer, read_file, read_minari
-from sb3_jepa.data.recordings import Recordings
-from sb3_jepa.extractors.pretrained import read_encoder
+from sb3_jepa.data import Recordings, read, read_buffer, read_file, read_minari, record_env
+from sb3_jepa.extractors.files import describe_encoder, read_encoder
+from sb3_jepa.pretrain.pretraining import pretrain
 from sb3_jepa.pretrain.salt import pretrain_salt, teacher_budget
-from sb3_jepa.pretrain.training import pretrain
 
 __all__ = [
     "Recordings",
+    "describe_encoder",
     "pretrain",
     "pretrain_salt",
     "read",

@@ -18,19 +18,21 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa.data.readers import is_env
 from sb3_jepa.envs.pixels import make_pixel_vec_env
+from sb3_jepa.extractors.files import describe_encoder
 from sb3_jepa.objectives import DmtJepa, MaskedPrediction, Salt, TJepa
+from sb3_jepa.pretrain.pretraining import pretrain
 from sb3_jepa.pretrain.salt import pretrain_salt
-from sb3_jepa.pretrain.training import pretrain
 
 METHODS = {"i-jepa": MaskedPrediction, "t-jepa": TJepa, "salt": Salt, "dmt-jepa": DmtJepa}
-# They say how an environment is seen and how to act in it
+# Options that apply to environments alone
 ENV_OPTIONS = ("pixels", "n_steps", "n_envs", "policy")
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sb3_jepa.pretrain",
-        description="Learn an encoder from observations alone. After an interruption, the same command goes on.",
+        description="Learn an encoder from observations alone. After an interruption, or with more updates, the same "
+        "command goes on.",
     )
     parser.add_argument(
         "source", metavar="SOURCE", help="ID of an environment, a file (.npy, .npz), a folder, or minari:ID"
@@ -56,6 +58,7 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="at most, of salt's stages together (default: %(default)s)",
     )
+    parser.add_argument("--initial-encoder", type=pathlib.Path, metavar="PATH", help="to begin with (default: none)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="(default: %(default)s)")
     parser.add_argument("--patience", type=int, metavar="N", help="evaluations without progress (default: no end)")
@@ -109,6 +112,7 @@ def _pretrain(options: argparse.Namespace, source: Any) -> pathlib.Path:
         learning_rate=options.learning_rate,
         patience=options.patience,
         seed=options.seed,
+        initial_encoder=options.initial_encoder,
         device=options.device,
         progress_bar=sys.stderr.isatty() and callbacks.tqdm is not None,
         **{name: getattr(options, name) for name in ("n_steps", "policy") if getattr(options, name) is not None},
@@ -133,17 +137,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_options(options)
         env = _make_env(options) if is_env(options.source) else None
         file = _pretrain(options, options.source if env is None else env)
-    # A keyword of the JSON that nobody knows is a TypeError, and a package that an environment lacks is Gymnasium's
+    # An unknown keyword in the JSON raises a TypeError, and a package that an environment lacks raises Gymnasium's
     except (ValueError, TypeError, ImportError, OSError, gym.error.Error) as error:
         parser.error(str(error))
     finally:
         if env is not None:
             env.close()
+    extractor_kwargs = options.features_extractor_kwargs
+    if options.initial_encoder is not None:
+        extractor_kwargs = describe_encoder(file)["features_extractor_kwargs"]
     print(
         f"Wrote {file}\n"
         f'Load it with sb3_jepa.load_encoder(model, "{file}") into a model with policy_kwargs=dict('
         "features_extractor_class=sb3_jepa.JepaExtractor, "
-        f"features_extractor_kwargs={options.features_extractor_kwargs})"
+        f"features_extractor_kwargs={extractor_kwargs})"
     )
 
 

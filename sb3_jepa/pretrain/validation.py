@@ -10,13 +10,13 @@ from torch import nn
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.diagnostics import effective_rank
 from sb3_jepa.diagnostics.probes import probe_r2
-from sb3_jepa.objectives import ObjectiveInput
-from sb3_jepa.objectives.masked import MaskedPrediction
+from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.objectives import Objective, ObjectiveInput
 from sb3_jepa.parts import embedding_variance
 
-# So many observations are looked at, of what is learned from and of what was put aside
+# At most so many observations are measured
 MAX_TRAINING_ROWS, MAX_VALIDATION_ROWS = 2048, 1024
-# Where there are no labels, the probe is to read so many principal components of the observations
+# Number of principal components of the observations that the probe reads without labels
 N_COMPONENTS = 16
 
 
@@ -55,7 +55,7 @@ class Validation:
             yield self._load(rows[start : start + self._batch_size])
 
     @th.no_grad()
-    def measure(self, encoder: nn.Module, objective: MaskedPrediction, result: nn.Module) -> dict[str, float]:
+    def measure(self, encoder: nn.Module, objective: Objective, result: nn.Module) -> dict[str, float]:
         """
         :param encoder: The context encoder
         :param objective: What it learns
@@ -65,7 +65,7 @@ class Validation:
         """
         was_training = encoder.training
         encoder.train(False)
-        # The training must not miss the random numbers, and the masks are always the same
+        # Draw the same masks each time, and no random numbers of the training
         with isolated_random_numbers(self._seed):
             losses, embeddings = [], []
             for observations in self._batches(self._validation_rows):
@@ -97,20 +97,20 @@ class Validation:
             for observations in self._batches(rows):
                 yield encoder.token_inputs(observations).flatten(1).nan_to_num(0.0)  # type: ignore[operator]
 
-        # Of images these are hundreds of megabytes: no copies
+        # Subtract in place: the pixels of images take hundreds of megabytes
         training = th.cat(list(inputs(self._training_rows)))
         mean = training.mean(dim=0)
         training -= mean
-        # The components of what is learned from, and of nothing else
+        # Components of the training rows alone
         _, _, directions = th.pca_lowrank(training, min(N_COMPONENTS, *training.shape), center=False)
         projected = [training @ directions, *((one - mean) @ directions for one in inputs(self._validation_rows))]
         return th.cat(projected).double().cpu().numpy()
 
 
-def result_of(encoder: nn.Module, objective: MaskedPrediction) -> nn.Module:
+def result_of(encoder: JepaExtractor, objective: Objective) -> JepaExtractor:
     """
     :param encoder: The context encoder
     :param objective: What it learns
     :return: The encoder that is kept: the momentum copy, if there is one, as in I-JEPA and T-JEPA
     """
-    return objective.target_encoder.encoder if objective.target == "momentum" else encoder
+    return objective.target_encoder.encoder if objective.has_momentum_target else encoder  # type: ignore[return-value]

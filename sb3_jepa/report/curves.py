@@ -1,4 +1,4 @@
-"""The curves that a training has logged."""
+"""The curves that a training has logged, read from its files."""
 
 import csv
 import pathlib
@@ -13,12 +13,10 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 def read_curves(folder: str | pathlib.Path, below: bool = True) -> dict[str, Curve]:
     """
-    The curves that a training has logged, from TensorBoard's files or else from ``progress.csv``.
+    The curves that a training has logged in a folder, by name: time steps and values, from TensorBoard's files or else
+    from ``progress.csv``; none if nothing was logged. Of several trainings in folders ``below``, the latest is read.
 
-    :param folder: Where they are
-    :param below: Or in a folder of it: of several trainings, the latest
-    :return: By name, time steps and values; empty if nothing was logged
-    :raises ValueError: If the table is none
+    :raises ValueError: If ``progress.csv`` is no table
     :raises ImportError: If there are TensorBoard's files, and TensorBoard is not installed
     """
     find = pathlib.Path(folder).rglob if below else pathlib.Path(folder).glob
@@ -49,7 +47,7 @@ def _read_table(path: pathlib.Path) -> dict[str, Curve]:
         rows = list(csv.DictReader(file))
     curves = {}
     for name in filter(None, rows[0] if rows else []):
-        # A row has only what was logged since the one before
+        # Skip empty cells: a row has only what was logged since the row before
         known = [(row[steps_name], row[name]) for row in rows if row.get(steps_name) and row.get(name)]
         try:
             steps, values = np.array(known, dtype=np.float64).reshape(-1, 2).T

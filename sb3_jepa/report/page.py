@@ -1,4 +1,4 @@
-"""A page that says what a saved model has learned, for who does not run TensorBoard."""
+"""A page that shows what a model has learned, for readers without TensorBoard."""
 
 import base64
 import html
@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa.common import checks
-from sb3_jepa.common.files import reading, replace_when_complete
+from sb3_jepa.common.files import replace_when_complete
 from sb3_jepa.diagnostics import area_under_curve, pictures
-from sb3_jepa.envs.pixels import state_names
 from sb3_jepa.inspection.episodes import play_episodes
 from sb3_jepa.inspection.latent_model import LatentModel
 from sb3_jepa.inspection.portrait import Portrait
@@ -23,7 +22,7 @@ from sb3_jepa.report.curves import Curve
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is shown of a training, and what it says; the ends of the names
+# The curves of a training that are shown, by the ends of their names, and what they tell
 CURVES = {
     "rollout/ep_rew_mean": "Return of the last 100 episodes.",
     "embedding_variance": "How far embeddings of different observations lie apart. Healthy: it rises at first, to "
@@ -55,7 +54,7 @@ SURPRISE = (
     "Squared distance between the next embedding and what the predictor expected, for what happened and with the next "
     "observation of another time. AUC 1: it always tells them apart; 0.5: never."
 )
-PROBES = "Linear regression from the embedding to what was read from the environment. 1: it is all there; 0: nothing."
+PROBES = "Linear regression from the embedding to variables of the environment. 1: it is all there; 0: nothing."
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
 .verdict { border-left: 8px solid; padding: .6em 1em; background: #f6f6f6 }
@@ -77,7 +76,7 @@ def write_report(
     title: str = "",
 ) -> None:
     """
-    Let a model act, and write a page about what its encoder makes of it: one file, without anything from a network. If
+    Let a model act, and write a page about its encoder and predictor: one file, without anything from a network. If
     that fails, an older file stays as it was.
 
     :param model: Of any algorithm
@@ -86,7 +85,7 @@ def write_report(
     :param curves: Of its training, by name
     :param n_steps: Steps that it acts, in all environments together
     :param horizon: How many steps the predictor is unrolled
-    :param read: For linear probes: what is to be read from the embedding, ``(environments, variables)``
+    :param read: For linear probes: gives variables of the environments before each step, ``(environments, variables)``
     :param names: Of these variables; by default those that ``read`` has in an attribute ``names``, and else numbers
     :param title: Of the page; by default the names of algorithm and policy
     :raises ValueError: If the model has no encoder, or a number is not positive
@@ -97,7 +96,7 @@ def write_report(
     read, names = checks.optional(checks.function, "read", read), checks.optional(checks.texts, "names", names)
     title = checks.text("title", title, may_be_empty=True)
     curves = _check_curves(curves)
-    # Objects now, if Matplotlib is not installed
+    # Fail before the model acts, if Matplotlib is not installed
     pictures.new_figure(1, 1, "")
     latent_model = LatentModel(model)
     episodes = play_episodes(model, env, n_steps, read=read)
@@ -130,7 +129,7 @@ def _check_curves(curves: Any) -> dict[str, Curve]:
 
 
 def _ends(name: str, end: str) -> bool:
-    # Encoders of their own have theirs at jepa/<network>/<name>
+    # Separate encoders log at jepa/<network>/<name>
     return name == end or (name.startswith("jepa/") and name.endswith(f"/{end}"))
 
 
@@ -183,36 +182,3 @@ def _png(figure: "Figure") -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=pictures.DPI)
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-class _AttributeReader:
-    def __init__(self, env: VecEnv, attribute: str):
-        self.attribute = attribute
-        self.names = state_names(env, self(env).shape[1]) if attribute == "state" else None
-
-    def __call__(self, env: VecEnv) -> np.ndarray:
-        return np.array(env.get_attr(self.attribute), dtype=np.float64).reshape(env.num_envs, -1)
-
-
-def _reader(env: VecEnv, attribute: str | None) -> _AttributeReader | None:
-    """Reads an attribute of the environments; by default their state, where they have one of numbers."""
-    # Before that there may be no state
-    env.reset()
-    if attribute is None:
-        try:
-            values = np.array(env.get_attr("state"), dtype=np.float64)
-        except (AttributeError, TypeError, ValueError):
-            return None
-        if values.ndim < 1 or not values.size or not np.isfinite(values).all():
-            return None
-    elif not env.has_attr(attribute):
-        raise ValueError(f"The environments have no attribute {attribute!r} for the probe")
-    return _AttributeReader(env, attribute or "state")
-
-
-def _load_normalization(path: pathlib.Path, env: VecEnv) -> VecNormalize:
-    with reading(path, "what VecNormalize.save wrote of such an environment"):
-        normalize = VecNormalize.load(str(path), env)
-        if not isinstance(normalize, VecNormalize):
-            raise TypeError(f"it holds a {type(normalize).__name__}")
-    return normalize

@@ -16,7 +16,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 
 import sb3_jepa
-from sb3_jepa.extractors.pretrained import write_pretrained
+from sb3_jepa.extractors.files import write_encoder
 from tests.conftest import SMALL_POLICY, SMALL_PPO
 
 # The package: sb3_jepa.pretrain is its function
@@ -153,7 +153,7 @@ def rows_file() -> pathlib.Path:
 
 @functools.lru_cache
 def pretrained_file() -> pathlib.Path:
-    return write_pretrained(extractor(), made_files(), IMAGE, SMALL, {})
+    return write_encoder(extractor(), made_files() / "pretrained", SMALL)
 
 
 @functools.lru_cache

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import sb3_jepa
+from sb3_jepa import data
 from tests.arguments.cases import (
     CHOICE,
     CLASS,
@@ -28,6 +29,7 @@ from tests.arguments.cases import (
     Call,
     image_extractor,
     kind,
+    made_files,
     or_none,
     pretrained_file,
     recordings,
@@ -36,6 +38,7 @@ from tests.arguments.cases import (
 )
 
 pretrain: Any = importlib.import_module("sb3_jepa.pretrain")
+OF_ROWS = ("rewards", "terminated", "has_action", "times")
 
 COEFFICIENTS = dict(
     momentum=UNIT_INTERVAL,
@@ -81,6 +84,7 @@ PRETRAIN = dict(
     device=INSTANCE,
     progress_bar=FLAG,
     verbose=COUNT_FROM_0,
+    initial_encoder=kind("None"),
 )
 
 
@@ -103,13 +107,9 @@ def pretrain_arguments() -> dict[str, Any]:
 
 
 OBJECTIVES = [
-    Call(sb3_jepa.MaskedPrediction, masked_arguments, MASKED),
-    Call(sb3_jepa.TJepa, masked_arguments, MASKED),
-    Call(
-        sb3_jepa.DmtJepa,
-        masked_arguments,
-        MASKED,
-        dict(kwargs="those of MaskedPrediction"),
+    *(
+        Call(objective, masked_arguments, MASKED, dict(kwargs="those of the class above"))
+        for objective in (sb3_jepa.MaskedPrediction, sb3_jepa.TJepa, sb3_jepa.DmtJepa)
     ),
     Call(
         sb3_jepa.SaltTeacher,
@@ -146,6 +146,7 @@ OBJECTIVES = [
             target_refresh=CHOICE,
             **COEFFICIENTS,
         ),
+        dict(kwargs="those of Objective"),
     ),
 ]
 
@@ -172,16 +173,27 @@ PRETRAINING = [
     Call(
         pretrain.Recordings,
         lambda: dict(observation_space=VECTOR, observations=np.zeros((3, 4), np.float32), episodes=np.zeros(3, int)),
-        dict(observation_space=INSTANCE, observations=INSTANCE, episodes=INSTANCE),
+        dict(
+            observation_space=INSTANCE,
+            observations=INSTANCE,
+            episodes=INSTANCE,
+            **dict.fromkeys(("action_space", "actions", *OF_ROWS), or_none(INSTANCE)),
+        ),
+    ),
+    Call(
+        data.save_recordings,
+        lambda: dict(recordings=recordings(), folder=made_files() / "recordings"),
+        dict(recordings=INSTANCE, folder=NEW_FILE),
     ),
     Call(pretrain.read, lambda: dict(source=recordings()), dict(source=INSTANCE), dict(kwargs="those of the readers")),
     Call(pretrain.read_buffer, lambda: dict(buffer=replay_buffer()), dict(buffer=INSTANCE)),
     Call(
         pretrain.read_file,
         lambda: dict(path=rows_file()),
-        dict(path=NO_SUCH_FILE, observation_space=or_none(INSTANCE)),
+        dict(path=NO_SUCH_FILE, observation_space=or_none(INSTANCE), action_space=or_none(INSTANCE)),
     ),
     Call(pretrain.read_encoder, lambda: dict(path=pretrained_file()), dict(path=NO_SUCH_FILE)),
+    Call(pretrain.describe_encoder, lambda: dict(path=pretrained_file()), dict(path=NO_SUCH_FILE)),
     Call(
         pretrain.record_env,
         lambda: dict(env="CartPole-v1", n_steps=4, progress_bar=False),

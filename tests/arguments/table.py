@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sb3_jepa
-from sb3_jepa import diagnostics, parts
+from sb3_jepa import data, diagnostics, parts
 from tests.arguments.cases import OF_SB3, RECORD, TENSORS
 from tests.arguments.learning import OBJECTIVES, PRETRAINING
 from tests.arguments.pure_torch import DIAGNOSTICS, PARTS
@@ -22,6 +22,7 @@ UNTRIED: dict[Callable[..., Any], str] = {
     sb3_jepa.ObjectiveInput: RECORD,
     sb3_jepa.ObjectiveOutput: RECORD,
     sb3_jepa.Transitions: RECORD,
+    data.Windows: RECORD,
     parts.Masks: RECORD,
     diagnostics.Trajectory: RECORD,
     diagnostics.UnrolledErrors: RECORD,
@@ -29,6 +30,7 @@ UNTRIED: dict[Callable[..., Any], str] = {
     diagnostics.Verdict: RECORD,
     diagnostics.assess: "measured numbers, and NaN is one of them",
     parts.MaskSampler: "abstract: BlockMasks and SubsetMasks are tried",
+    parts.TokenEncoder: "a protocol, of which nothing is made",
     parts.measuring: "modules, which it puts into another mode",
     **dict.fromkeys(
         (
@@ -37,6 +39,7 @@ UNTRIED: dict[Callable[..., Any], str] = {
             parts.embedding_variance,
             parts.prediction_loss,
             parts.variance_loss,
+            parts.weighted_mean,
             diagnostics.area_under_curve,
             diagnostics.effective_rank,
             diagnostics.participation_ratio,

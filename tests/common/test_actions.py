@@ -33,5 +33,5 @@ def test_a_distribution_lets_go_of_its_graph_and_keeps_its_numbers():
     detached = without_graph(original)
     actions = th.tensor([[2, 0], [1, 1]])
     assert th.equal(detached.log_prob(actions), original.log_prob(actions))
-    # Whoever computes a loss of the original still can
+    # A loss of the original can still be computed
     assert (detached.log_prob(actions).requires_grad, original.log_prob(actions).requires_grad) == (False, True)

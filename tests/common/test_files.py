@@ -97,7 +97,7 @@ def test_a_completed_save_replaces_the_old_file(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody can ask whether a process is alive")
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX tells whether a process is alive")
 def test_what_killed_processes_left_stayed_for_ever(tmp_path):
     path = tmp_path / "model.zip"
     path.write_text("old")

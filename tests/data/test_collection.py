@@ -16,7 +16,6 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_jepa.common.spaces import space_from_json, space_to_json
 from sb3_jepa.data import folders
 from sb3_jepa.pretrain import Recordings, record_env
 from tests.conftest import EPISODE_LENGTHS, FakeEnv, make_counting_env
@@ -39,7 +38,7 @@ class Interrupted(Exception):
 
 
 class InterruptedPolicy:
-    """Random actions, until there is no more electricity."""
+    """Random actions, and an interruption after so many steps."""
 
     def __init__(self, n_steps: int):
         self.n_steps, self.random = n_steps, np.random.default_rng(0)
@@ -251,7 +250,7 @@ def test_a_disk_that_became_full_later_killed_the_process(tmp_path):
         record(make_vec_env("CartPole-v1"), 100_000, tmp_path, policy=InterruptedPolicy(3))
     # What all rows will take is taken from the beginning
     for path in tmp_path.glob("*.npy"):
-        assert path.stat().st_blocks * 512 >= path.stat().st_size > 100_000 * 8
+        assert path.stat().st_blocks * 512 >= path.stat().st_size > 100_000 * np.load(path, mmap_mode="r")[0].nbytes
 
 
 def test_a_model_acts(tmp_path):
@@ -329,20 +328,3 @@ def test_the_progress_bar_counts_what_was_there_before(monkeypatch, tmp_path):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         record(**{**dict(env="CartPole-v1", n_steps=20), **arguments})
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        gym.make("CartPole-v1").observation_space,
-        spaces.Box(0, 255, (3, 8, 8), np.uint8),
-        spaces.Box(-np.inf, np.inf, (2, 2), np.float64),
-        DICT_SPACE,
-    ],
-)
-def test_a_space_is_the_same_after_it_was_in_a_file(space):
-    loaded = space_from_json(json.loads(json.dumps(space_to_json(space))))
-    assert loaded == space
-    if isinstance(space, spaces.Dict):
-        # The features of keys are in this order
-        assert list(loaded) == list(space)

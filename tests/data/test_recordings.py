@@ -98,3 +98,26 @@ def test_rows_are_copies_of_the_type_of_the_space():
 def test_what_does_not_fit_the_space_is_refused(space, observations, episodes, message):
     with pytest.raises(ValueError, match=message):
         Recordings(space, observations, episodes)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (dict(actions=np.zeros(5, int)), "`action_space` must be given with `actions`, got None"),
+        (dict(action_space=NUMBERS), "`actions` must be given with `action_space`, got None"),
+        (dict(action_space=NUMBERS, actions=np.zeros(5)), r"actions must have the shape \(5, 2\).*got \(5,\)"),
+        (dict(action_space=NUMBERS, actions=np.zeros((4, 2))), r"actions must have the shape \(5, 2\).*got \(4, 2\)"),
+        (dict(action_space=spaces.Discrete(2), actions=np.zeros(5)), "actions must be of type int64.*got float64"),
+        (
+            dict(action_space=spaces.Dict(a=NUMBERS), actions=np.zeros(5)),
+            "`action_space` must be a Box, Discrete, MultiDiscrete or MultiBinary, got",
+        ),
+        (dict(rewards=np.zeros((5, 1))), r"`rewards` must be None or an array.*\(5,\), got shape \(5, 1\)"),
+        (dict(terminated=np.zeros(4, bool)), r"`terminated` must be.*\(5,\), got shape \(4,\)"),
+        (dict(has_action=[True] * 5), "`has_action` must be.*got \\[True"),
+        (dict(times=np.array(list("abcde"))), "`times` must be.*type <U1"),
+    ],
+)
+def test_actions_and_rewards_that_do_not_fit_are_refused(arrays, message):
+    with pytest.raises(ValueError, match=message):
+        Recordings(NUMBERS, np.zeros((5, 2)), np.zeros(5, int), **arrays)

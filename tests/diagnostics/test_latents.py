@@ -109,7 +109,7 @@ def test_errors_by_hand():
     trajectories = [Trajectory(one, one + 0.5, th.zeros(len(one) - 1, 1)) for one in (long, short)]
     variance = np.var([0.5, 1.5, 2.5, 3.5, 0.5, 1.5])
 
-    # Who always adds 2 is h too far after h steps, but for the 0.5
+    # A predictor that always adds 2 is h too far after h steps, but for the 0.5
     errors = unrolled_errors(lambda embeddings, actions: embeddings + 2.0, trajectories, horizon=3)
     assert errors.predictor.tolist() == pytest.approx([(h - 0.5) ** 2 / variance for h in (1, 2, 3)])
     assert errors.copy.tolist() == pytest.approx([(h + 0.5) ** 2 / variance for h in (1, 2, 3)])
@@ -129,7 +129,7 @@ def test_each_step_is_unrolled_with_its_own_action():
     assert float(doubled.predictor[2]) == pytest.approx((111.0**2 + 1110.0**2) / 2 / variance)
 
 
-def test_who_guesses_the_mean_has_an_error_of_one():
+def test_to_guess_the_mean_is_an_error_of_one():
     trajectory = linear_trajectory(4000, 0)
     mean = trajectory.targets.mean(dim=0)
     errors = unrolled_errors(lambda embeddings, actions: mean.expand_as(embeddings), [trajectory], horizon=3)

@@ -207,7 +207,7 @@ def test_a_patch_lies_where_it_is_and_may_reach_over_the_edge():
 
     assert brightness(4, 18) > 5 * brightness(4, 13)
     assert brightness(4, 18) > 5 * brightness(10, 18)
-    # Where nobody looks, the picture is as it was
+    # Where there is no attention, the picture is as it was
     assert brightness(4, 13) == brightness(10, 18) == brightness(18, 18) == 0
 
 

@@ -1,43 +1,12 @@
 """The experiments on made-up observations: SALT and DMT-JEPA."""
 
-import csv
-import importlib
-import sys
-
 import numpy as np
 import pytest
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
-from tests.conftest import EXAMPLES
 
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script of ``examples/pretraining``, which may import others."""
-    monkeypatch.syspath_prepend(str(EXAMPLES / "pretraining"))
-    return importlib.import_module
-
-
-@pytest.fixture
-def run_main(script, monkeypatch, tmp_path):
-    """Runs a script, with all that it writes in a folder of the test, and returns the rows of a CSV file."""
-    pytest.importorskip("pandas")
-    pytest.importorskip("matplotlib")
-
-    def run(name: str, *arguments: str, file: str, figure: str = "") -> list[dict[str, str]]:
-        results = tmp_path / "results"
-        paths = ("--folder", str(tmp_path / "runs"), "--out", str(results))
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, *paths])
-        script(name).main()
-        assert (results / (figure or f"{name}.png")).stat().st_size > 5_000
-        with (results / file).open(newline="") as lines:
-            return list(csv.DictReader(lines))
-
-    return run
-
-
-def test_a_glyph_keeps_its_shape_and_goes_its_way(script):
-    toys = script("toys")
+def test_a_glyph_keeps_its_shape_and_goes_its_way(load_script):
+    toys = load_script("toys")
     clips = toys.moving_glyphs(200, seed=0, background=30.0, noise=0.0)
     assert is_image_space(toys.as_recordings(clips.observations).observation_space)
     assert is_image_space_channels_first(toys.as_recordings(clips.observations).observation_space)
@@ -56,8 +25,8 @@ def test_a_glyph_keeps_its_shape_and_goes_its_way(script):
         assert (frames[:, still] == frames[0, still]).all()
 
 
-def test_where_a_glyph_has_been_does_not_tell_its_direction(script):
-    toys = script("toys")
+def test_where_a_glyph_has_been_does_not_tell_its_direction(load_script):
+    toys = load_script("toys")
     clips = toys.moving_glyphs(4_000, seed=0, background=0.0, noise=0.0)
     traces = (clips.observations == 255).mean(axis=1)
     of_directions = np.stack([traces[clips.directions == number].mean(axis=0) for number in range(8)])
@@ -67,8 +36,8 @@ def test_where_a_glyph_has_been_does_not_tell_its_direction(script):
     assert np.abs(first[:4] - first[4:]).max() > 25.0
 
 
-def test_regions_differ_in_their_texture_and_not_in_their_brightness(script):
-    toys = script("toys")
+def test_regions_differ_in_their_texture_and_not_in_their_brightness(load_script):
+    toys = load_script("toys")
     images = toys.textured_images(200, seed=0)
     assert all(1 <= len(np.unique(textures)) <= 4 for textures in images.textures)
     assert len(np.unique(images.textures)) == len(toys.TEXTURES)
@@ -78,8 +47,8 @@ def test_regions_differ_in_their_texture_and_not_in_their_brightness(script):
     assert len(np.unique(recordings.episodes)) == len(recordings) == 200
 
 
-def test_the_texture_of_a_patch_is_that_of_most_of_its_pixels(script):
-    toys = script("toys")
+def test_the_texture_of_a_patch_is_that_of_most_of_its_pixels(load_script):
+    toys = load_script("toys")
     textures = np.zeros((1, 6, 6), dtype=int)
     textures[0, 1:, 2:] = 3
     images = toys.TexturedImages(np.zeros((1, 1, 6, 6), np.uint8), textures)
@@ -89,8 +58,8 @@ def test_the_texture_of_a_patch_is_that_of_most_of_its_pixels(script):
     np.testing.assert_array_equal(is_border, [[True, True, True, False]])
 
 
-def test_flat_regions_have_one_colour_each(script):
-    toys = script("toys")
+def test_flat_regions_have_one_colour_each(load_script):
+    toys = load_script("toys")
     images = toys.flat_images(200, seed=0)
     assert images.observations.shape == (200, 3, toys.IMAGE_SIZE, toys.IMAGE_SIZE)
     for number, color in enumerate(toys.COLORS):
@@ -101,10 +70,10 @@ def test_flat_regions_have_one_colour_each(script):
     assert is_image_space_channels_first(recordings.observation_space)
 
 
-def test_similar_neighbors_tell_regions_apart_where_tokens_know_them(script):
+def test_similar_neighbors_tell_regions_apart_where_tokens_know_them(load_script):
     pytest.importorskip("pandas")
     pytest.importorskip("matplotlib")
-    textures = script("textures")
+    textures = load_script("textures")
     gaps = textures.gaps_of_known_regions(noise=1.0)
     assert gaps == textures.gaps_of_known_regions(noise=1.0)
     # Far better than random ones, and better than the noisy tokens themselves
@@ -115,23 +84,21 @@ def test_similar_neighbors_tell_regions_apart_where_tokens_know_them(script):
 
 
 @pytest.mark.parametrize("generate", ["moving_glyphs", "textured_images", "flat_images"])
-def test_a_seed_is_always_the_same_observations(script, generate):
-    generate = getattr(script("toys"), generate)
+def test_a_seed_is_always_the_same_observations(load_script, generate):
+    generate = getattr(load_script("toys"), generate)
     np.testing.assert_array_equal(generate(5, seed=1).observations, generate(5, seed=1).observations)
     assert (generate(5, seed=1).observations != generate(5, seed=2).observations).any()
 
 
 @pytest.mark.expensive
-def test_salt_is_compared_and_what_is_finished_is_not_run_again(run_main):
+def test_salt_is_compared_and_what_is_finished_is_not_run_again(run_script):
     arguments = ("--glyph-updates", "4", "--cartpole-updates", "4", "--clips", "160", "--frames", "100", "--seeds", "0")
     arguments = (*arguments, "--students", "lr 1e-2")
     of_salt = ["SALT 1/2, its teacher", "SALT 1/2"]
-    rows = run_main(
-        "salt", *arguments, "--tasks", "glyphs", "--arms", "random init", "momentum", "SALT 1/2", file="salt.csv"
-    )
+    rows = run_script("salt", *arguments, "--tasks", "glyphs", "--arms", "random init", "momentum", "SALT 1/2")
     assert [row["arm"] for row in rows] == ["random init", "momentum, context encoder", "momentum", *of_salt]
     assert all(0.0 <= float(row["shape"]) <= 1.0 and 0.0 <= float(row["direction"]) <= 1.0 for row in rows)
-    again = run_main("salt", *arguments, "--arms", "SALT 1/2", file="salt.csv")
+    again = run_script("salt", *arguments, "--arms", "SALT 1/2")
     assert [{name: row[name] for name in rows[0]} for row in again[: len(rows)]] == rows
     new = again[len(rows) :]
     assert [(row["task"], row["arm"]) for row in new] == [("cartpole", arm) for arm in of_salt]
@@ -139,10 +106,10 @@ def test_salt_is_compared_and_what_is_finished_is_not_run_again(run_main):
     assert [len(row["teacher"]) for row in again if row["arm"] in of_salt] == [0, 8, 0, 8]
 
 
-def test_states_are_those_of_the_observations(script, tmp_path):
+def test_states_are_those_of_the_observations(load_script, tmp_path):
     pytest.importorskip("pandas")
     pytest.importorskip("matplotlib")
-    salt = script("salt")
+    salt = load_script("salt")
     task = salt.cartpole(60, tmp_path / "cartpole.npz")
     again = salt.cartpole(60, tmp_path / "cartpole.npz")
     np.testing.assert_array_equal(task.observations, again.observations)
@@ -156,9 +123,9 @@ def test_states_are_those_of_the_observations(script, tmp_path):
 
 @pytest.mark.expensive
 @pytest.mark.parametrize("regions", ["textures", "flat"])
-def test_dmt_is_compared(run_main, regions):
+def test_dmt_is_compared(run_script, regions):
     arguments = ("--updates", "4", "--images", "320", "--seeds", "0", "--arms", "I-JEPA", "DMT, mean")
-    rows = run_main("textures", *arguments, "--regions", regions, file=f"{regions}.csv", figure=f"{regions}.png")
+    rows = run_script("textures", *arguments, "--regions", regions, results=regions)
     assert [(row["arm"], row["updates"]) for row in rows] == [
         ("pixels", "0"),
         ("I-JEPA", "0"),

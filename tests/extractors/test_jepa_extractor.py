@@ -1,3 +1,5 @@
+import inspect
+import json
 import warnings
 from functools import partial
 
@@ -6,14 +8,13 @@ import pytest
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.utils import obs_as_tensor, set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_jepa import JepaExtractor
-from tests.conftest import SMALL_EXTRACTOR, FakeEnv
+from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, FakeEnv
 
 
 def image_space(*shape: int, dtype=np.uint8, high=255) -> spaces.Box:
@@ -96,34 +97,16 @@ def test_columns_are_standardised_one_by_one_and_clipped():
     assert th.allclose(standardization(th.tensor([[1.0, 200.0, 6.0, 1.0]])), th.tensor([[0.0, 0.0, 1.0, 10.0]]))
 
 
-def test_gymnasiums_frame_stack_is_the_stack_of_stable_baselines3():
-    th.manual_seed(0)
-    theirs = JepaExtractor(image_space(4, 32, 48, 3))
-    th.manual_seed(0)
-    ours = JepaExtractor(image_space(12, 32, 48))
-    frames = np.random.default_rng(0).integers(256, size=(2, 4, 32, 48, 3), dtype=np.uint8)
-    stacked = np.concatenate(frames.transpose(1, 0, 4, 2, 3), axis=1)
-    embeddings = [
-        extractor(preprocess_obs(th.as_tensor(observations), extractor._observation_space))
-        for extractor, observations in ((theirs, frames), (ours, stacked))
-    ]
-    assert th.allclose(*embeddings, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("space", "kwargs", "message"),
     [
         (image_space(3, 8, 8), dict(patch_size=16), "smaller than a patch.*at most 8, got 16.*None"),
         (image_space(4, 32, 48), dict(frames=3), "frames=3.*4 channels"),
-        (image_space(3, 32, 48), dict(frames=0), "frames"),
         (image_space(7, 7, 12), {}, "in doubt.*channels_first=True.*7 in front.*channels_first=False.*12 at the end"),
-        (image_space(32, 40, 32), {}, "in doubt"),
         (spaces.Box(-1, 1, (9000,)), dict(numbers_per_token=2), "numbers_per_token=2.*4500 tokens.*at most 4096"),
         (spaces.Box(-1, 1, (9000,)), dict(missing_as_nan=True), "numbers_per_token=1.*9000 tokens"),
         (spaces.Tuple([VECTOR, VECTOR]), {}, "Box, Discrete, MultiDiscrete.*Tuple"),
-        (image_space(3, 32, 32), dict(standardize_frames=-1), "standardize_frames"),
         (image_space(3, 32, 32), dict(num_heads=3), "num_heads"),
-        (image_space(3, 32, 32), dict(frames_as="batch"), "frames_as.*changes.*channels.*tokens.*batch"),
     ],
 )
 def test_bad_input(space, kwargs, message):
@@ -131,24 +114,18 @@ def test_bad_input(space, kwargs, message):
         JepaExtractor(space, **kwargs)
 
 
-def test_initialisation_survives_ortho_init(pixel_cartpole, monkeypatch):
-    # In a stock policy, which knows nothing of our extractor
-    born = {}
-
-    def make_and_remember(self):
-        extractor = JepaExtractor(self.observation_space, **self.features_extractor_kwargs)
-        born.update({name: value.clone() for name, value in extractor.state_dict().items()})
-        return extractor
-
-    monkeypatch.setattr(ActorCriticPolicy, "make_features_extractor", make_and_remember)
+def test_initialisation_survives_ortho_init(pixel_cartpole):
+    # In a stock policy, which does not exempt our extractor from it
     model = stable_baselines3.PPO(
         "CnnPolicy",
         pixel_cartpole,
-        policy_kwargs=dict(
-            features_extractor_class=JepaExtractor, features_extractor_kwargs=SMALL_EXTRACTOR, net_arch=[16]
-        ),
+        policy_kwargs=dict(features_extractor_class=JepaExtractor, **SMALL_POLICY),
+        seed=0,
+        device="cpu",
     )
     assert model.policy.ortho_init
+    set_random_seed(0)
+    born = JepaExtractor(model.observation_space, **SMALL_EXTRACTOR).state_dict()
     for name, value in model.policy.features_extractor.state_dict().items():
         assert th.equal(value, born[name]), name
     # ... while the heads did get theirs
@@ -184,9 +161,7 @@ def test_features_extractor_of_stock_algorithms(pixel_cartpole, algorithm):
     model = getattr(stable_baselines3, algorithm)(
         "CnnPolicy",
         pixel_cartpole,
-        policy_kwargs=dict(
-            features_extractor_class=JepaExtractor, features_extractor_kwargs=SMALL_EXTRACTOR, net_arch=[16]
-        ),
+        policy_kwargs=dict(features_extractor_class=JepaExtractor, **SMALL_POLICY),
         **kwargs,
     )
     before = {name: value.clone() for name, value in model.policy.named_parameters() if "encoder.blocks" in name}
@@ -208,22 +183,32 @@ def test_changes_are_the_same_information_in_another_form():
     assert (difference[:, 3:6] < -0.1).all()
 
 
-@pytest.mark.parametrize("output", ["class_token", "mean", "per_token", "flat"])
-def test_what_is_missing_leaves_no_trace(output):
-    th.manual_seed(0)
-    extractor = JepaExtractor(
-        spaces.Box(-3, 3, (4,)), embed_dim=8, num_heads=2, standardize_frames=0, missing_as_nan=True, output=output
-    )
-    vectors = th.randn(3, 4)
-    vectors[0, 2] = vectors[1, [0, 3]] = th.nan
-    features = extractor(vectors)
-    # Nothing is NaN, and with gradients the same is computed as without
-    with th.no_grad():
-        assert th.allclose(features, extractor(vectors), atol=1e-6)
-    features.square().sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in extractor.parameters() if parameter.grad is not None)
-    # As if its token were not there
-    places = th.tensor([[0, 1, 3]])
-    assert th.allclose(
-        extractor.encode_tokens(vectors[:1])[:, [0, 1, 2, 4]], extractor.encode_tokens(vectors[:1], places)
-    )
+@pytest.mark.parametrize(
+    ("space", "kwargs", "resolved"),
+    [
+        (image_space(9, 64, 96), {}, dict(patch_size=16, frames=3, numbers_per_token=1)),
+        (spaces.Box(-1, 1, (60,)), dict(depth=np.int64(1)), dict(patch_size=None, numbers_per_token=2, depth=1)),
+        (spaces.MultiDiscrete([3] * 40), dict(frozen=True), dict(numbers_per_token=2, frozen=True)),
+        (spaces.Box(-1, 1, (60,)), dict(missing_as_nan=True, autocast=True), dict(numbers_per_token=1, autocast=True)),
+        (spaces.Box(-1, 1, (8, 8, 8)), dict(channels_first=False), dict(patch_size=2, frames=None)),
+        (image_space(4, 32, 48, 3), dict(output="flat", class_tokens=2), dict(patch_size=8, frames=None)),
+        # One number for both is not what was chosen
+        (
+            spaces.Dict(a=image_space(3, 64, 64), b=image_space(1, 16, 16), c=VECTOR),
+            dict(frames_as="tokens"),
+            dict(patch_size=None, frames=None),
+        ),
+    ],
+)
+def test_an_extractor_is_made_again_from_what_its_defaults_came_out_as(space, kwargs, resolved):
+    extractor = JepaExtractor(space, embed_dim=16, **kwargs)
+    again = JepaExtractor(space, **json.loads(json.dumps(extractor.resolved_kwargs)))
+    assert resolved.items() <= extractor.resolved_kwargs.items()
+    assert again.resolved_kwargs == extractor.resolved_kwargs
+    assert str(again) == str(extractor)
+    assert {name: value.shape for name, value in again.state_dict().items()} == {
+        name: value.shape for name, value in extractor.state_dict().items()
+    }
+    # All that an extractor is made from, but what may hold functions
+    arguments = set(inspect.signature(JepaExtractor).parameters) - {"observation_space", "compile_kwargs"}
+    assert set(extractor.resolved_kwargs) == arguments

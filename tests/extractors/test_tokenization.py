@@ -7,10 +7,11 @@ import stable_baselines3
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.preprocessing import preprocess_obs
 
 from sb3_jepa import PPO, JepaCallback, JepaExtractor
 from sb3_jepa.buffers.frames import has_frames
-from sb3_jepa.inspection.episodes import frames_of, image_key
+from sb3_jepa.inspection.episodes import frames_of
 from sb3_jepa.parts import ColumnTokenizer, InputStandardization, StandardizedGridTokenizer, StandardizedPatchTokenizer
 from tests.conftest import FakeEnv
 
@@ -65,28 +66,44 @@ def test_long_vectors_do_not_crawl():
     assert sum(parameter.numel() for parameter in extractor.parameters()) < 260_000
     assert JepaExtractor(box(64), numbers_per_token=1).encoder.n_tokens == 64
     assert JepaExtractor(box(64), numbers_per_token=64).encoder.n_tokens == 1
+    # A failed sensor is left out alone
+    assert JepaExtractor(box(64), missing_as_nan=True).encoder.n_tokens == 64
 
 
-def test_a_failed_sensor_is_left_out_alone():
-    extractor = JepaExtractor(box(64), missing_as_nan=True)
-    assert extractor.encoder.n_tokens == 64
-
-
-def test_what_decides_is_the_smallest_axis():
-    stacks = np.random.default_rng(0).integers(256, size=(5, 2, 3, 64, 48), dtype=np.uint8)
+@pytest.mark.parametrize(
+    ("shape", "change", "n_frames"),
+    [
+        # As Gymnasium stacks frames, and as Stable-Baselines3 does
+        ((2, 4, 32, 48, 3), lambda stacks: stacks.transpose(0, 1, 4, 2, 3).reshape(2, 12, 32, 48), 4),
+        # Channels first and last: the smallest axis decides
+        ((5, 2, 3, 64, 48), lambda stacks: stacks.transpose(0, 1, 3, 4, 2), 2),
+        # A grey picture without a channel, and with one
+        ((5, 40, 40), lambda pictures: pictures[:, None], 1),
+    ],
+)
+def test_one_observation_in_two_layouts_has_one_embedding(shape, change, n_frames):
+    observations = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
     embeddings = []
-    for observations in (stacks, stacks.transpose(0, 1, 3, 4, 2)):
+    for images in (observations, change(observations)):
         th.manual_seed(0)
-        extractor = JepaExtractor(picture(*observations.shape[1:]))
-        embeddings.append(extractor(th.as_tensor(observations).float()))
+        extractor = JepaExtractor(picture(*images.shape[1:]))
+        embeddings.append(extractor(preprocess_obs(th.as_tensor(images), picture(*images.shape[1:]))))
+        # The frames are frames, and not channels of one picture
+        assert [one.changes_of for one in extractor.standardizations] == [n_frames]
     assert th.allclose(*embeddings, atol=1e-6)
-    # The frames are frames, and not channels of one picture
-    (standardization,) = extractor.standardizations
-    assert standardization.changes_of == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "message"), [(spaces.MultiDiscrete([3] * 40), "code"), (box(40), "numbers_per_token=1")]
+)
+def test_an_old_file_is_not_taken_for_a_new_one(space, message):
+    old, new = (JepaExtractor(space, numbers_per_token=n_per_token) for n_per_token in (1, None))
+    with pytest.raises(RuntimeError, match=message):
+        new.load_state_dict(old.state_dict())
 
 
 def test_what_stable_baselines3_has_transposed_is_not_transposed_again():
-    # Said for the grid, where it is in doubt
+    # channels_first is for the grid, where the smallest axis does not tell
     space = spaces.Dict(camera=picture(84, 84, 3), board=box(8, 8, 8))
     policy_kwargs = dict(features_extractor_kwargs=dict(channels_first=False))
     model = PPO("JepaPolicy", make_vec_env(lambda: FakeEnv(space)), policy_kwargs=policy_kwargs, device="cpu")
@@ -94,30 +111,7 @@ def test_what_stable_baselines3_has_transposed_is_not_transposed_again():
     assert camera.tokenizer.token_shape == (1, 6, 6)
 
 
-def test_old_files_of_many_categories_are_not_taken_for_new_ones():
-    old, new = (
-        JepaExtractor(spaces.MultiDiscrete([3] * 40), numbers_per_token=n_per_token) for n_per_token in (1, None)
-    )
-    with pytest.raises(RuntimeError, match="code"):
-        new.load_state_dict(old.state_dict())
-
-
-def test_stock_policies_tell_how_to_load_an_old_file():
-    old, new = (JepaExtractor(box(40), numbers_per_token=n_per_token) for n_per_token in (1, None))
-    with pytest.raises(RuntimeError, match="numbers_per_token=1"):
-        new.load_state_dict(old.state_dict())
-
-
-def test_a_grey_image_is_the_one_with_a_channel():
-    images = th.randint(256, (5, 40, 40), dtype=th.uint8)
-    th.manual_seed(0)
-    plain = JepaExtractor(picture(40, 40))
-    th.manual_seed(0)
-    with_channel = JepaExtractor(picture(1, 40, 40))
-    assert th.allclose(plain(images.float()), with_channel(images[:, None]), atol=1e-6)
-
-
-@pytest.mark.parametrize("space", [picture(3, 3, 3), box(8, 8, 8), box(8, 8, 12), box(4, 3, 3, 3)])
+@pytest.mark.parametrize("space", [picture(3, 3, 3), picture(32, 40, 32), box(8, 8, 8), box(8, 8, 12), box(4, 3, 3, 3)])
 def test_where_the_channels_are_in_doubt_it_asks(space):
     with pytest.raises(ValueError, match=r"(?s)Which axis.*channels_first=True.*channels_first=False"):
         JepaExtractor(space)
@@ -164,13 +158,6 @@ def test_gymnasium_stacks_channels_first_images():
     assert model.observation_space.shape == (2, 3, 32, 32)
     frames = frames_of(np.zeros((5, 2, 3, 32, 40), dtype=np.uint8))
     assert frames.shape == (5, 2, 32, 40, 3)
-
-
-def test_pictures_are_known_to_be_shown():
-    assert image_key(picture(40, 40)) == ""
-    assert image_key(spaces.Dict(camera=picture(2, 3, 64, 64), state=box(3))) == "camera"
-    assert image_key(box(5, 11, 11)) is None
-    assert frames_of(np.zeros((5, 40, 40), dtype=np.uint8)).shape == (5, 1, 40, 40)
 
 
 def test_alternating_training_needs_no_argument_either():

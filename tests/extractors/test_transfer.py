@@ -161,6 +161,7 @@ def test_without_safetensors(tmp_path, monkeypatch):
     ):
         with pytest.raises(ImportError, match=r"sb3-jepa\[safetensors\]"):
             use()
+    assert save_encoder(make_ppo(), tmp_path / "without").suffix == ".pth"
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import stable_baselines3
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -62,37 +61,27 @@ def test_actions_and_rewards_belong_to_their_step():
     assert [episode.rewards.tolist() for episode in recorder.latest()] == [[1.0] * 3, [1.0] * 4]
 
 
-def test_only_the_first_environments_are_recorded():
-    recorder = EpisodeRecorder(n_envs=1)
-    record(recorder, make_counting_env(), 20)
-    assert {check_is_one_episode(episode)[0] for episode in recorder.latest()} == {0}
-
-
-def test_a_long_episode_is_cut_in_pieces():
-    recorder = EpisodeRecorder(n_envs=1, max_steps=8, max_total_steps=100)
-    record(recorder, make_counting_env(((20, 5),)), 25)
-    pieces = recorder.latest()
-    assert [len(piece.actions) for piece in pieces] == [8, 8, 4, 5]
-    # One begins where the other ends
-    assert [check_is_one_episode(piece, first) for piece, first in zip(pieces, (0, 8, 16, 0), strict=True)] == [
-        (0, 0),
-        (0, 0),
-        (0, 0),
-        (0, 1),
-    ]
-
-
-def test_a_piece_that_ends_with_its_episode_is_not_followed_by_an_empty_one():
-    recorder = EpisodeRecorder(n_envs=1, max_steps=5)
-    record(recorder, make_counting_env(((5, 5),)), 10)
-    assert [check_is_one_episode(episode) for episode in recorder.latest()] == [(0, 0), (0, 1)]
-
-
-def test_the_oldest_are_dropped_when_the_others_are_enough():
-    recorder = EpisodeRecorder(n_envs=1, max_total_steps=10)
-    record(recorder, make_counting_env(((4,),)), 4 * 6)
-    # Two would be 8 steps, four are more than it takes
-    assert [check_is_one_episode(episode) for episode in recorder.latest()] == [(0, 3), (0, 4), (0, 5)]
+@pytest.mark.parametrize(
+    ("lengths", "n_steps", "limits", "expected"),
+    [
+        # Only the first environment is recorded
+        (EPISODE_LENGTHS, 20, {}, [(0, 0, 3), (1, 0, 5), (2, 0, 4), (3, 0, 3), (4, 0, 5)]),
+        # A long episode is cut in pieces: one begins where the other ends
+        (((20, 5),), 25, dict(max_steps=8), [(0, 0, 8), (0, 8, 8), (0, 16, 4), (1, 0, 5)]),
+        # A piece that ends with its episode is not followed by an empty one
+        (((5, 5),), 10, dict(max_steps=5), [(0, 0, 5), (1, 0, 5)]),
+        # The oldest are dropped when the others are enough: two would be 8 steps, four are more than it takes
+        (((4,),), 24, dict(max_total_steps=10), [(3, 0, 4), (4, 0, 4), (5, 0, 4)]),
+    ],
+)
+def test_limits_of_what_is_kept(lengths, n_steps, limits, expected):
+    """Episodes by their number, first time and number of steps."""
+    recorder = EpisodeRecorder(n_envs=1, **limits)
+    record(recorder, make_counting_env(lengths), n_steps)
+    episodes = recorder.latest()
+    assert [len(episode.actions) for episode in episodes] == [n_steps for _, _, n_steps in expected]
+    for episode, (number, first_time, _) in zip(episodes, expected, strict=True):
+        assert check_is_one_episode(episode, first_time) == (0, number)
 
 
 def test_what_is_under_way_is_given_while_nothing_has_ended():
@@ -143,19 +132,6 @@ def test_every_observation_space_is_recorded(observation):
         assert len(np.unique(array.reshape(len(array), -1), axis=0)) > 2
 
 
-class KeepSteps(BaseCallback):
-    """Actions and what the environments say that they executed."""
-
-    def __init__(self):
-        super().__init__()
-        self.actions, self.executed = [], []
-
-    def _on_step(self) -> bool:
-        self.actions.append(executed_actions(self.locals))
-        self.executed.append([info["action"] for info in self.locals["infos"]])
-        return True
-
-
 class TellsItsAction(FakeEnv):
     def step(self, action):
         *result, _ = super().step(action)
@@ -173,10 +149,16 @@ def test_executed_actions_are_what_the_environment_got(algorithm):
         model = getattr(sb3_jepa, algorithm)(
             "JepaPolicy", env, n_steps=16, policy_kwargs=dict(SMALL_POLICY), seed=0, **kwargs
         )
-    keep = KeepSteps()
+    found, executed = [], []
+
+    def keep(step_locals, _):
+        found.append(executed_actions(step_locals))
+        executed.append([info["action"] for info in step_locals["infos"]])
+        return True
+
     model.learn(48, callback=keep)
-    assert len(keep.actions) >= 24
-    assert np.array_equal(keep.actions, keep.executed)
+    assert len(found) >= 24
+    assert np.array_equal(found, executed)
 
 
 def test_a_model_plays():
@@ -226,7 +208,7 @@ def test_normalised_observations_are_recorded_as_the_policy_gets_them():
     ("space", "key"),
     [
         (IMAGE, ""),
-        # With channels last, as nobody's policy sees them
+        # With channels last, as a stack of Gymnasium's
         (spaces.Box(0, 255, (2, 16, 24, 3), np.uint8), ""),
         (spaces.Box(0.0, 1.0, (3, 16, 24)), ""),
         (spaces.Box(-1, 1, (3,)), None),
@@ -234,21 +216,19 @@ def test_normalised_observations_are_recorded_as_the_policy_gets_them():
         # Of four dimensions, and no picture
         (spaces.Box(0, 1, (2, 3, 4, 1), np.uint8), None),
         (spaces.Box(-1, 1, (2, 3, 4, 1)), None),
+        # Grey, and a grid
+        (spaces.Box(0, 255, (40, 40), np.uint8), ""),
+        (spaces.Box(-1, 1, (5, 11, 11)), None),
         (spaces.Discrete(3), None),
         (spaces.MultiBinary(3), None),
         (spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=IMAGE, c=IMAGE), "b"),
         (spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=spaces.Discrete(2)), None),
+        (spaces.Dict(camera=spaces.Box(0, 255, (2, 3, 64, 64), np.uint8), state=spaces.Box(-1, 1, (3,))), "camera"),
     ],
     ids=str,
 )
 def test_image_key(space, key):
     assert image_key(space) == key
-
-
-def stack(n_frames: int, n_channels: int) -> np.ndarray:
-    """``(2, frames * channels, 16, 24)``; each frame is ten times its number, plus the number of the channel."""
-    levels = [10 * frame + channel for frame in range(n_frames) for channel in range(n_channels)]
-    return np.tile(np.array(levels, np.uint8)[None, :, None, None], (2, 1, 16, 24))
 
 
 @pytest.mark.parametrize(
@@ -267,20 +247,17 @@ def stack(n_frames: int, n_channels: int) -> np.ndarray:
     ],
 )
 def test_frames_of_a_stack_in_the_channels(n_frames, n_channels, given, shown):
-    frames = frames_of(stack(n_frames, n_channels), given)
+    images = np.random.default_rng(0).integers(0, 256, (2, n_frames * n_channels, 16, 24), dtype=np.uint8)
+    frames = frames_of(images, given)
     assert frames.shape == (2, shown[0], 16, 24, *shown[1:])
     assert frames.dtype == np.uint8
-    for frame in range(n_frames):
-        expected = [10 * frame + channel for channel in range(n_channels)]
-        found = frames[0, frame, 5, 7]
-        assert found.tolist() == (expected if n_channels == 3 else expected[0])
+    for frame, channels in enumerate(np.split(images, n_frames, axis=1)):
+        expected = np.moveaxis(channels, 1, -1) if n_channels == 3 else channels[:, 0]
+        assert np.array_equal(frames[:, frame], expected)
 
 
-def test_frames_keep_their_pixels_where_they_are():
-    images = np.random.default_rng(0).integers(0, 256, (2, 6, 16, 24), dtype=np.uint8)
-    frames = frames_of(images)
-    for frame in range(2):
-        assert np.array_equal(frames[1, frame].transpose(2, 0, 1), images[1, 3 * frame : 3 * frame + 3])
+def test_frames_of_a_grey_picture_without_channels():
+    assert frames_of(np.zeros((2, 16, 24), dtype=np.uint8)).shape == (2, 1, 16, 24)
 
 
 @pytest.mark.parametrize("n_channels", [1, 3])

@@ -13,9 +13,10 @@ from sb3_jepa import PPO, JepaCallback, JepaExtractor, LatentModel, RecurrentPPO
 from sb3_jepa.alternating.learner import find_objectives
 from sb3_jepa.common.actions import encode_actions
 from sb3_jepa.extractors.finding import LEARNERS
+from sb3_jepa.inspection.latent_model import BATCH_SIZE
 from sb3_jepa.objectives import ObjectiveInput
 from tests.algorithms.test_matrix import ACTIONS, EXTRACTOR, IMAGE, OBSERVATIONS, VECTOR
-from tests.conftest import SMALL_POLICY, SMALL_PPO, FakeEnv, make_counting_env
+from tests.conftest import SMALL_POLICY, SMALL_PPO, FakeEnv
 
 ALTERNATING = dict(features_extractor_class=JepaExtractor, features_extractor_kwargs=EXTRACTOR, net_arch=[16])
 OFF_POLICY = dict(learning_starts=20, buffer_size=200, batch_size=16, seed=0, device="cpu")
@@ -48,31 +49,45 @@ def samples_of(space: spaces.Space, n_samples: int = 5):
     return np.stack(samples)
 
 
-@pytest.mark.parametrize("observation", OBSERVATIONS)
-def test_embeds_as_the_policy_does(observation):
-    space = OBSERVATIONS[observation]
-    model = make_joint(space).learn(16)
+def make_recurrent(space):
+    return RecurrentPPO("JepaPolicy", make_env(space), policy_kwargs=SMALL_POLICY, **SMALL_PPO)
+
+
+def make_normalized(space):
+    return make_joint(space, normalize_images=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "space"),
+    [
+        *((make_joint, space) for space in OBSERVATIONS.values()),
+        # What goes into its LSTM
+        (make_recurrent, spaces.Box(0, 255, (3, 16, 16), np.uint8)),
+        # Images that are not divided once more
+        (make_normalized, spaces.Box(0.0, 1.0, (3, 16, 24), np.float32)),
+    ],
+)
+def test_embeds_as_the_policy_does(make, space):
+    model = make(space).learn(16)
     # As the environment gives them: those whose channels are last are transposed on the way
     observations = samples_of(space)
-    tensors, _ = model.policy.obs_to_tensor(observations)
     with th.no_grad():
-        expected = model.policy.extract_features(tensors)
+        expected = model.policy.extract_features(model.policy.obs_to_tensor(observations)[0])
     embeddings = LatentModel(model).embed(observations)
     assert embeddings.shape == (5, 16)
     assert th.allclose(embeddings, expected, atol=1e-6)
     assert not embeddings.requires_grad
 
 
-def test_many_observations_are_embedded_as_few_are(monkeypatch):
+def test_many_observations_are_embedded_as_few_are():
     latent_model = LatentModel(make_joint(IMAGE).learn(16))
-    observations = samples_of(IMAGE, 10)
-    expected = latent_model.embed(observations), latent_model.embed_target(observations)
-    monkeypatch.setattr("sb3_jepa.inspection.latent_model.BATCH_SIZE", 4)
+    observations = samples_of(IMAGE, 2 * BATCH_SIZE + 2)
     sizes = []
     latent_model.encoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
-    assert th.allclose(latent_model.embed(observations), expected[0], atol=1e-6)
-    assert th.allclose(latent_model.embed_target(observations), expected[1], atol=1e-6)
-    assert sizes == [4, 4, 2]
+    for embed in (latent_model.embed, latent_model.embed_target):
+        few = th.cat([embed(observations[rows]) for rows in np.array_split(np.arange(len(observations)), 7)])
+        assert th.allclose(embed(observations), few, atol=1e-6)
+    assert sizes[-3:] == [BATCH_SIZE, BATCH_SIZE, 2]
 
 
 def test_follows_the_training():
@@ -87,7 +102,7 @@ def test_follows_the_training():
     ):
         assert not th.allclose(old, new)
         assert th.equal(new, expected)
-    # The target follows from afar
+    # The target encoder moves less
     assert (after[1] - before[1]).norm() < (after[0] - before[0]).norm()
 
 
@@ -223,7 +238,7 @@ def test_an_alternating_model_and_one_that_was_loaded(algorithm, tmp_path):
     loaded = type(model).load(tmp_path / "model", device="cpu")
     state = th.get_rng_state()
     loaded_latent_model = LatentModel(loaded)
-    # Nobody's random numbers are used up
+    # No random numbers are used up
     assert th.equal(th.get_rng_state(), state)
     check_equal(latent_model, loaded_latent_model)
     assert loaded_latent_model.objective.predictor.hidden.out_features == 24
@@ -274,7 +289,7 @@ def test_what_is_not_there_is_told():
         LatentModel(model, "critic")
     with pytest.raises(ValueError, match="no encoder that learns"):
         LatentModel(stable_baselines3.PPO("MlpPolicy", make_env(), device="cpu"))
-    # An encoder that nobody trained a predictor for can be asked for its embedding, and for nothing else
+    # Without a predictor there are embeddings, and nothing else
     model = make_off_policy("DQN")
     latent_model, observations = LatentModel(model), samples_of(VECTOR)
     assert latent_model.embed(observations).shape == (5, 16)
@@ -299,20 +314,3 @@ def test_of_a_dict_off_policy():
     assert th.allclose(latent_model.embed(observations), expected, atol=1e-6)
     surprise = latent_model.surprise(observations, np.zeros((5, 2), np.float32), observations)
     assert np.isfinite(surprise).all()
-
-
-def test_of_a_recurrent_policy_it_is_what_goes_into_the_lstm():
-    model = RecurrentPPO("JepaPolicy", make_counting_env(), policy_kwargs=SMALL_POLICY, **SMALL_PPO).learn(33)
-    observations = make_counting_env().reset()
-    with th.no_grad():
-        expected = model.policy.extract_features(model.policy.obs_to_tensor(observations)[0])
-    assert th.allclose(LatentModel(model).embed(observations), expected, atol=1e-6)
-
-
-def test_images_that_are_normalised_already_are_not_divided():
-    space = spaces.Box(0.0, 1.0, (3, 16, 24), np.float32)
-    model = make_joint(space, normalize_images=False).learn(16)
-    observations = samples_of(space)
-    with th.no_grad():
-        expected = model.policy.features_extractor(th.as_tensor(observations))
-    assert th.allclose(LatentModel(model).embed(observations), expected, atol=1e-6)

@@ -55,7 +55,7 @@ def test_by_hand():
     assert noise.distractors == ("second",)
     assert noise.off_diagonal == pytest.approx(0.0, abs=1e-12)
     np.testing.assert_allclose(noise.eigenvalues, [0.5, 0.25])
-    # Nothing has been added on the way
+    # No noise was added
     np.testing.assert_allclose(noise.canonical_correlations, [1.0, 1.0])
     assert noise.n_samples == 4
     # A deep JEPA minds how predictable a feature is, and a shallow one does not
@@ -77,7 +77,7 @@ def test_units_matter_to_reconstruction_but_not_to_predictability():
     metres, millimetres = feature_noise(x, y), feature_noise(x * [1.0, 1000.0], y * [1.0, 1000.0])
     np.testing.assert_allclose(metres.rho, millimetres.rho)
     assert millimetres.reconstruction_order[0] == 1
-    # It comes first, but is no harder to predict
+    # Reconstruction learns it first, but it is no harder to predict
     assert millimetres.distractors == ()
 
 
@@ -153,24 +153,27 @@ def test_principal_components_are_exact():
     np.testing.assert_allclose(scores.var(axis=0), expected, rtol=0.01)
 
 
-def test_errors():
-    x = np.random.default_rng(0).standard_normal((10, 3))
-    with pytest.raises(ValueError, match=r"one shape \(samples, features\), got \(10, 3\) and \(9, 3\)"):
-        feature_noise(x, x[1:])
-    with pytest.raises(ValueError, match=r"observations .* at least 2 samples, got \(1, 3\)"):
-        feature_noise(x[:1], x[:1])
-    with pytest.raises(ValueError, match=r"`names` must be a list of 3 names.* got \['a', 'b'\]"):
-        feature_noise(x, x, names=["a", "b"])
-    with pytest.raises(ValueError, match="`names` must be a list of texts, or None"):
-        feature_noise(x, x, names="abc")
-    with pytest.raises(ValueError, match="next_observations must be finite, got NaN"):
-        feature_noise(x, np.where(x > 1.0, np.nan, x))
-    with pytest.raises(ValueError, match="`components` must be a positive whole number, or None, got 0"):
-        feature_noise(x, x, components=0)
-    with pytest.raises(ValueError, match="`depth` must be a whole number from 1 to 1000, got 0"):
-        feature_noise(x, x, depth=0)
+X = np.random.default_rng(0).standard_normal((10, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kwargs", "message"),
+    [
+        ((X, X[1:]), {}, r"one shape \(samples, features\), got \(10, 3\) and \(9, 3\)"),
+        ((X[:1], X[:1]), {}, r"observations .* at least 2 samples, got \(1, 3\)"),
+        ((X, X), dict(names=["a", "b"]), r"`names` must be a list of 3 names.* got \['a', 'b'\]"),
+        ((X, np.where(X > 1.0, np.nan, X)), {}, "next_observations must be finite, got NaN"),
+        ((X, X), dict(depth=1001), "`depth` must be a whole number from 1 to 1000, got 1001"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(arguments, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        feature_noise(*arguments, **kwargs)
+
+
+def test_the_scale_of_learning_times_is_below_one():
     with pytest.raises(ValueError, match="`scale` must be a finite number above 0 and below 1, got 1"):
-        jepa_learning_times(x[0], x[0], scale=1.0)
+        jepa_learning_times(X[0], X[0], scale=1.0)
 
 
 def filled_dqn(
@@ -294,20 +297,25 @@ def test_data_sets(tmp_path):
         noise_diagnostic(keyed)
 
 
-def test_errors_of_buffers():
-    model = filled_dqn(False, n_steps=0)
+@pytest.mark.parametrize(
+    ("data", "kwargs", "message"),
+    [
+        ([1, 2], {}, r"`buffer` must be a ReplayBuffer, .* got \["),
+        (dict(observations=X), {}, r"buffer must have .* got \['observations'\]"),
+        (dict(observations=X, next_observations=X), dict(horizon=2), "horizon and env are for replay buffers"),
+        (dict(observations=X, next_observations=X), dict(names=dict(clean=["a"])), "names must be a list, got"),
+        (
+            dict(observations=X, next_observations=X),
+            dict(max_samples=1),
+            "a whole number of at least 2, or None, got 1",
+        ),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(data, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        noise_diagnostic(data, **kwargs)
+
+
+def test_an_empty_buffer_is_refused():
     with pytest.raises(ValueError, match=r"buffer must hold at least 2 pairs .* got 0 among its 0"):
-        noise_diagnostic(model.replay_buffer)
-    with pytest.raises(ValueError, match="`horizon` must be a positive whole number, got 0"):
-        noise_diagnostic(model.replay_buffer, horizon=0)
-    with pytest.raises(ValueError, match="`max_samples` must be a whole number of at least 2, or None, got 1"):
-        noise_diagnostic(model.replay_buffer, max_samples=1)
-    with pytest.raises(ValueError, match=r"`buffer` must be a ReplayBuffer, .* got \["):
-        noise_diagnostic([1, 2])
-    with pytest.raises(ValueError, match=r"buffer must have .* got \['observations'\]"):
-        noise_diagnostic(dict(observations=np.zeros((3, 2))))
-    data = dict(observations=np.zeros((3, 2)), next_observations=np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="horizon and env are for replay buffers"):
-        noise_diagnostic(data, horizon=2)
-    with pytest.raises(ValueError, match="names must be a list, got"):
-        noise_diagnostic(data, names=dict(clean=["a"]))
+        noise_diagnostic(filled_dqn(False, n_steps=0).replay_buffer)

@@ -241,25 +241,13 @@ def test_class_tokens_are_always_seen_and_never_targets():
     objective.masks = MaskedPrediction(encoder, 8, mask_kwargs=dict(n_masks=2)).masks
     _, observations = sample(VECTOR)
     seen = []
-    encode_tokens = encoder.encode_tokens
-
-    def spy(observed, places=None):
-        tokens = encode_tokens(observed, places)
-        seen.append((tokens.shape[1], places.shape[1]))
-        return tokens
-
-    encoder.encode_tokens = spy
-    predict = objective.predictor.forward
-    hidden = []
-    objective.predictor.forward = lambda context, context_places, places, missing: (
-        hidden.append(places),
-        predict(context, context_places, places, missing),
-    )[1]
+    objective.predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     for _ in range(20):
         loss_of(encoder, objective, observations)
-    assert all(n_tokens == 2 + n_places for n_tokens, n_places in seen)
+    assert len(seen) == 20
+    assert all(context.shape[1] == 2 + places.shape[1] for context, places, *_ in seen)
     # Counted without class tokens, all the five numbers are hidden now and then
-    assert sorted(set(th.cat([places.flatten() for places in hidden]).tolist())) == [0, 1, 2, 3, 4]
+    assert {place for _, _, hidden, _ in seen for place in hidden.flatten().tolist()} == {0, 1, 2, 3, 4}
     with th.no_grad():
         encoder.encoder.class_token += 1.0
     assert objective.targets(ObjectiveInput(encoder, observations)).shape[1] == 5

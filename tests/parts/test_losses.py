@@ -9,6 +9,7 @@ from sb3_jepa.parts import (
     embedding_variance,
     prediction_loss,
     variance_loss,
+    weighted_mean,
 )
 
 
@@ -19,10 +20,23 @@ def test_prediction_loss_is_the_squared_distance_averaged_over_the_batch():
     assert prediction_loss(prediction, target).item() == pytest.approx((13.0 + 1.0) / 2)
 
 
-def test_prediction_loss_counts_valid_pairs_only():
-    prediction, target = th.tensor([[1.0, 2.0], [5.0, 5.0]]), th.zeros(2, 2)
-    assert prediction_loss(prediction, target, th.tensor([1.0, 0.0])).item() == pytest.approx(5.0)
-    assert prediction_loss(prediction, target, th.zeros(2)).item() == 0.0
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        (None, 10.0 / 4),
+        ([1.0, 0.0], (1.0 + 2.0) / 2),
+        ([[1.0, 0.0], [1.0, 1.0]], (1.0 + 3.0 + 4.0) / 3),
+        ([[0.0, 0.0], [0.0, 0.0]], 0.0),
+    ],
+)
+def test_weights_of_samples_and_of_steps(weights, expected):
+    weights = None if weights is None else th.tensor(weights)
+    values = th.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert weighted_mean(values, weights).item() == pytest.approx(expected)
+    # Of a window of two steps, each with one dimension; and of one step with two dimensions, which are summed
+    assert prediction_loss(values.sqrt()[..., None], th.zeros(2, 2, 1), weights).item() == pytest.approx(expected)
+    if weights is None or weights.ndim == 1:
+        assert prediction_loss(values.sqrt(), th.zeros(2, 2), weights).item() == pytest.approx(2 * expected)
 
 
 def test_prediction_loss_has_no_gradient_into_the_target():
@@ -32,12 +46,13 @@ def test_prediction_loss_has_no_gradient_into_the_target():
     assert th.allclose(prediction.grad, 2 * (prediction - target).detach() / 4)
 
 
-@pytest.mark.parametrize("shapes", [((4, 3), (4, 2)), ((4,), (4,)), ((3, 3), (4, 3))])
+@pytest.mark.parametrize("shapes", [((4, 3), (4, 2)), ((4,), (4,)), ((3, 3), (4, 3)), ((4, 1, 3), (4, 3))])
 def test_prediction_loss_rejects_other_shapes(shapes):
     with pytest.raises(ValueError, match="batch, embed_dim"):
         prediction_loss(th.zeros(shapes[0]), th.zeros(shapes[1]))
-    with pytest.raises(ValueError, match="valid"):
-        prediction_loss(th.zeros(4, 3), th.zeros(4, 3), th.zeros(5))
+    for shape, valid in (((4, 3), (5,)), ((4, 2, 3), (4, 3))):
+        with pytest.raises(ValueError, match="valid"):
+            prediction_loss(th.zeros(shape), th.zeros(shape), th.zeros(valid))
 
 
 def test_variance_loss_by_hand():

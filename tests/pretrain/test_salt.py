@@ -1,4 +1,3 @@
-import json
 import warnings
 
 import numpy as np
@@ -7,8 +6,9 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_jepa import PPO, Salt, load_encoder, pretrain_salt, read_encoder
+from sb3_jepa.extractors.files import describe_encoder
 from sb3_jepa.parts.targets import TargetEncoder
-from sb3_jepa.pretrain import teacher_budget, training
+from sb3_jepa.pretrain import teacher_budget
 from tests.conftest import SMALL_PPO, FakeEnv
 from tests.pretrain.test_training import (
     EXTRACTOR,
@@ -28,9 +28,7 @@ LARGER = dict(EXTRACTOR, embed_dim=12, depth=2)
 
 def test_an_encoder_learns_from_a_teacher_of_its_own(tmp_path):
     path = pretrain_salt(make_recordings(), tmp_path, teacher_features_extractor_kwargs=LARGER, **SMALL_SALT)
-    described, teacher_described = (
-        json.loads((folder / "encoder.json").read_text()) for folder in (tmp_path, tmp_path / "teacher")
-    )
+    described, teacher_described = (describe_encoder(folder) for folder in (tmp_path, tmp_path / "teacher"))
     assert (described["objective_class"], teacher_described["objective_class"]) == ("Salt", "SaltTeacher")
     # A sixth of the updates are the teacher's
     assert [rows_of(folder)[-1]["time/updates"] for folder in (tmp_path / "teacher", tmp_path)] == ["2", "10"]
@@ -97,7 +95,7 @@ def test_the_budget_of_a_teacher(tmp_path):
     ],
 )
 def test_bad_arguments_are_refused_before_the_teacher_learns(change, message, monkeypatch, tmp_path):
-    monkeypatch.setattr(training.Pretraining, "_update", lambda *_: pytest.fail("it has learned"))
+    monkeypatch.setattr(th.optim.AdamW, "step", lambda *_: pytest.fail("it has learned"))
     before = th.get_rng_state()
     with pytest.raises(ValueError, match=message):
         pretrain_salt(make_recordings(), tmp_path, **{**SMALL_SALT, **change})

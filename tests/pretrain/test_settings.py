@@ -1,10 +1,9 @@
-import json
-
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 from sb3_jepa import Recordings, SaltTeacher, pretrain, read_encoder
+from sb3_jepa.extractors.files import describe_encoder
 from tests.pretrain.test_training import (
     EXTRACTOR,
     SMALL,
@@ -27,7 +26,7 @@ def test_numbers_of_numpy_became_texts_that_no_encoder_can_be_made_of(tmp_path):
     )
     path = pretrain(make_recordings(), tmp_path, **{**SMALL, **numbers, **kwargs})
     assert read_encoder(path).features_dim == 8
-    settings = json.loads((tmp_path / "encoder.json").read_text())["settings"]
+    settings = describe_encoder(tmp_path)["settings"]
     assert settings["features_extractor_kwargs"] == EXTRACTOR
     assert settings["objective_kwargs"] == SMALL["objective_kwargs"]
     assert {name: settings[name] for name in numbers} == dict(n_updates=6, batch_size=32, learning_rate=0.5, seed=3)

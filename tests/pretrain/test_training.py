@@ -1,6 +1,6 @@
 import csv
-import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -24,8 +24,9 @@ from sb3_jepa import (
     pretrain,
     read_encoder,
 )
+from sb3_jepa.extractors.files import describe_encoder
 from sb3_jepa.extractors.finding import find_encoders
-from sb3_jepa.pretrain import training
+from sb3_jepa.pretrain.validation import Validation
 from tests.conftest import SMALL_PPO, FakeEnv
 
 SPACE = spaces.Box(-5, 5, (6,))
@@ -75,15 +76,15 @@ class Interrupted(Exception):
 
 
 def interrupt(monkeypatch, after: int) -> None:
-    """Let the electricity fail after so many updates."""
-    update = training.Pretraining._update
+    """Stop after so many updates of a pretraining, which its optimiser has counted."""
+    step = th.optim.AdamW.step
 
-    def fail(self, observations):
-        if self.n_done == after:
+    def fail(self, *args):
+        if max((int(state["step"]) for state in self.state.values()), default=0) == after:
             raise Interrupted
-        return update(self, observations)
+        return step(self, *args)
 
-    monkeypatch.setattr(training.Pretraining, "_update", fail)
+    monkeypatch.setattr(th.optim.AdamW, "step", fail)
 
 
 def test_an_environment_is_recorded_in_the_folder(tmp_path):
@@ -116,7 +117,7 @@ def script_measurements(monkeypatch, **curves: list[float]) -> list[dict[str, th
         found = dict(validation_loss=1.0, probe_r2=0.5, embedding_variance=1.0, effective_rank=1.0)
         return {**found, **{name: values[index] for name, values in curves.items()}}
 
-    monkeypatch.setattr(training.Validation, "measure", measure)
+    monkeypatch.setattr(Validation, "measure", measure)
     return seen
 
 
@@ -136,7 +137,7 @@ def test_the_best_encoder_is_kept_and_not_the_last(objective_class, criterion, k
     pretrain(make_recordings(), tmp_path, **settings)
     index = dict(probe_r2=1, validation_loss=2)[kept_by]
     assert_same(state_of(tmp_path), seen[index])
-    described = json.loads((tmp_path / "encoder.json").read_text())
+    described = describe_encoder(tmp_path)
     assert described["n_updates"] == 2 * index
     assert described["criterion"] == kept_by
     assert described["objective_class"] == objective_class.__name__
@@ -154,17 +155,16 @@ def test_patience(monkeypatch, tmp_path):
     assert len(seen) == 6
 
 
-def test_the_momentum_copy_is_what_is_kept(monkeypatch, tmp_path):
-    kept = []
-    write = training.write_pretrained
-    monkeypatch.setattr(
-        training, "write_pretrained", lambda encoder, *args: (kept.append(encoder), write(encoder, *args))[1]
-    )
+def test_the_momentum_copy_is_what_is_kept(tmp_path):
+    # Measured at the end alone: what is kept is of the last checkpoint
+    settings = {**SMALL, "eval_freq": 6}
     for objective_class, is_copy in ((TJepa, True), (SaltTeacher, False)):
-        pretrain(
-            make_recordings(), tmp_path / objective_class.__name__, **{**SMALL, "objective_class": objective_class}
-        )
-        assert kept[-1].encoder.class_token.requires_grad != is_copy
+        pretrain(make_recordings(), tmp_path, **{**settings, "objective_class": objective_class})
+        checkpoint = th.load(tmp_path / "checkpoint.pth", weights_only=True)
+        prefix = "target_encoder.encoder."
+        copied = {name.removeprefix(prefix): value for name, value in checkpoint["objective"].items() if prefix in name}
+        assert_same(state_of(tmp_path), copied if is_copy else checkpoint["encoder"])
+        shutil.rmtree(tmp_path)
 
 
 def test_an_encoder_goes_into_models(tmp_path):
@@ -195,15 +195,11 @@ def test_validation_sees_other_episodes_and_always_the_same(monkeypatch, tmp_pat
     recordings, taken = make_recordings(), []
     take = recordings.take
     monkeypatch.setattr(recordings, "take", lambda rows: (taken.append(rows), take(rows))[1])
-    learned: list[np.ndarray] = []
-    rows_of_update = training.Pretraining._rows_of_update
-    monkeypatch.setattr(
-        training.Pretraining,
-        "_rows_of_update",
-        lambda self, rows: (learned.append(rows_of_update(self, rows)), learned[-1])[1],
-    )
     # Five batches of 32 rows and a rest
     pretrain(recordings, tmp_path, **{**SMALL, "n_updates": 10})
+    # What is measured comes in order, and what is learned from does not
+    learned = [rows for rows in taken if (np.diff(rows) < 0).any()]
+    assert len(learned) == 10
     epochs = [np.concatenate(learned[:5]), np.concatenate(learned[5:])]
     for epoch in epochs:
         assert len(np.unique(epoch)) == 5 * 32
@@ -266,7 +262,7 @@ class NotAnEncoder(nn.Module):
         (dict(validation_fraction=1.0), "`validation_fraction` must be a finite number above 0 and below 1"),
         (
             dict(objective_class=NextLatentPrediction),
-            "`objective_class` must be a subclass of MaskedPrediction",
+            "`objective_class` must learn from single .* got NextLatentPrediction, which needs actions and next obs",
         ),
         (dict(labels=np.zeros((3, 1))), r"`labels` must have a row for each of the 200 observations.*\(3, 1\)"),
         (dict(labels=np.zeros(200)), r"`labels` must have a row for each.*\(200,\)"),
@@ -296,7 +292,7 @@ class NotAnEncoder(nn.Module):
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_learned(change, message, monkeypatch, tmp_path):
-    monkeypatch.setattr(training.Pretraining, "_update", lambda *_: pytest.fail("it has learned"))
+    monkeypatch.setattr(th.optim.AdamW, "step", lambda *_: pytest.fail("it has learned"))
     with pytest.raises(ValueError, match=message):
         pretrain(**{**SMALL, "source": make_recordings(), "folder": tmp_path, **change})
 
@@ -336,10 +332,23 @@ def test_the_progress_bar(monkeypatch, tmp_path):
         pretrain(make_recordings(), tmp_path, progress_bar=True, **SMALL)
 
 
-def test_the_learning_rate_rises_and_falls():
-    rates = [training._rate(progress, 0.2) for progress in (0.0, 0.1, 0.2, 0.6, 1.0)]
-    assert rates == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
-    assert training._rate(0.0, 0.0) == 1.0
+def test_the_learning_rate_rises_and_falls(monkeypatch, tmp_path):
+    rates: list[float] = []
+    step = th.optim.AdamW.step
+    monkeypatch.setattr(
+        th.optim.AdamW, "step", lambda self, *args: (rates.append(self.param_groups[0]["lr"]), step(self, *args))[1]
+    )
+    settings = dict(SMALL, learning_rate=0.1, eval_freq=10)
+    pretrain(make_recordings(), tmp_path / "warm", **{**settings, "n_updates": 10, "warmup": 0.4})
+    falling = [0.05 * (1 + np.cos(np.pi * (n + 0.5) / 6)) for n in range(6)]
+    assert rates == pytest.approx([0.0125, 0.0375, 0.0625, 0.0875, *falling])
+    rates.clear()
+    pretrain(make_recordings(), tmp_path / "cold", **{**settings, "n_updates": 4, "warmup": 0.0})
+    assert rates == pytest.approx([0.05 * (1 + np.cos(np.pi * (n + 0.5) / 4)) for n in range(4)])
+    # Prolonged, it goes on at the same place of the longer schedule
+    rates.clear()
+    pretrain(make_recordings(), tmp_path / "cold", **{**settings, "n_updates": 8, "warmup": 0.0})
+    assert rates == pytest.approx([0.05 * (1 + np.cos(np.pi * (n + 0.5) / 8)) for n in range(4, 8)])
 
 
 def test_images_are_learned_from_as_they_are_stored(tmp_path):

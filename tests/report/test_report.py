@@ -13,12 +13,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_jepa import PPO, JepaCallback, JepaExtractor, JepaPolicy
 from sb3_jepa.envs.for_model import make_env_for
 from sb3_jepa.envs.pixels import make_pixel_vec_env
-from sb3_jepa.inspection.portrait import Portrait
-from sb3_jepa.report.__main__ import main
+from sb3_jepa.report.__main__ import attribute_reader, main
 from sb3_jepa.report.page import write_report
 from tests.conftest import SMALL_EXTRACTOR, SMALL_POLICY, SMALL_PPO
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+STATE_NAMES = ["x", "x_dot", "theta", "theta_dot"]
 ALWAYS = {"trajectory", "spectrum", "attention"}
 OF_PREDICTOR = {"unrolled", "surprise"}
 
@@ -104,20 +104,12 @@ def test_the_page_uses_a_wide_window(page):
     assert figure_width(page) == int(re.search(r"max-width: (\d+)px", style.split("figure {")[1])[1])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "names"),
-    [
-        ((), ["x", "x_dot", "theta", "theta_dot"]),
-        (("--probe", "state"), ["x", "x_dot", "theta", "theta_dot"]),
-        (("--probe-names", "a", "b", "c", "d"), ["a", "b", "c", "d"]),
-        (("--probe", "x_threshold"), None),
-    ],
-)
-def test_probes_have_the_names_of_the_state(arguments, names, run, monkeypatch, tmp_path):
-    shown = {}
-    monkeypatch.setattr(Portrait, "probe", lambda portrait, names: shown.update(names=names) or {})
-    main([str(run), "--env", "CartPole-v1", "--steps", "20", "--out", str(tmp_path / "page.html"), *arguments])
-    assert shown["names"] == names
+@pytest.mark.parametrize(("attribute", "names"), [(None, STATE_NAMES), ("state", STATE_NAMES), ("x_threshold", None)])
+def test_what_is_probed_has_the_names_of_the_state(attribute, names):
+    env = make_vec_env("CartPole-v1", n_envs=2, seed=0)
+    read, found = attribute_reader(env, attribute)
+    assert found == names
+    assert read(env).shape == (2, len(names or ["x_threshold"]))
 
 
 def test_as_a_module(run, tmp_path):
@@ -126,7 +118,7 @@ def test_as_a_module(run, tmp_path):
     assert figures_of(tmp_path / "page.html") >= ALWAYS | OF_PREDICTOR | {"jepa/effective_rank"}
 
 
-def test_curves_are_those_of_the_model_or_where_one_says(run, tmp_path):
+def test_curves_are_those_beside_the_model_or_in_the_folder_that_is_given(run, tmp_path):
     # Below the folder of a single model there may be anything
     (tmp_path / "other").mkdir()
     shutil.copy(next(run.glob("events*")), tmp_path / "other")
@@ -147,6 +139,8 @@ def test_curves_are_those_of_the_model_or_where_one_says(run, tmp_path):
         (["RUN", "--env", "CartPole-v17"], "`env_id` must be the ID of an environment, got 'CartPole-v17'"),
         (["RUN", "--env", "Pendulum-v1"], r"gives Discrete\(2\), and Pendulum-v1 .* takes Box\(-2.0"),
         (["RUN", "--env", "CartPole-v1", "--probe", "nothing"], "no attribute 'nothing'"),
+        (["RUN", "--env", "CartPole-v1", "--steps", "40", "--probe-names", "x"], "`names` must be as many as the 4"),
+        (["RUN", "--env", "CartPole-v1", "--probe", "spec"], "'spec' of the environments holds no numbers"),
         (["RUN", "--env", "CartPole-v1", "--vecnormalize", "nothing.pkl"], "nothing.pkl"),
         (["RUN", "--env", "CartPole-v1", "--algorithm", "json:loads"], r'"module:class".*json:loads'),
     ],
