@@ -175,7 +175,6 @@ def training_jointly(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         nonlocal is_queued
         if not is_queued:
             is_queued = True
-            # When all gradients are there, as in DistributedDataParallel
             call_after_backward(end)
 
     def end() -> None:

@@ -160,7 +160,6 @@ class VecSurprise(VecEnvWrapper):
         surprises = np.zeros(self.num_envs, dtype=np.float32)
         extrinsic_rewards = rewards
         if self._latent_model is not None and self._is_ready:
-            # Only foreign vectorised environments leave out an episode's last observation
             led_to, is_known = true_next_observations(observations, dones, infos)
             surprises = self._latent_model.surprise(self._last_observations, self._actions, led_to)
             surprises = np.where(is_known, surprises, np.float32(0))

@@ -18,6 +18,7 @@ from sb3_jepa.common import checks
 from sb3_jepa.common.digests import id_of
 from sb3_jepa.common.files import in_memory, reading, write_file
 from sb3_jepa.common.random_numbers import isolated_random_numbers
+from sb3_jepa.common.sb3_privates import observation_space_of
 from sb3_jepa.common.settings import check_written_whole, readable
 from sb3_jepa.common.spaces import space_from_json, space_to_json
 from sb3_jepa.common.state_dicts import find_misfits, find_not_finite, warn_if_not_finite
@@ -67,7 +68,7 @@ def write_encoder(
         format=FORMAT,
         features_extractor_class=_name_of(type(encoder)),
         features_extractor_kwargs=kwargs,
-        observation_space=space_to_json(encoder._observation_space),
+        observation_space=space_to_json(observation_space_of(encoder)),
         id=id_of(encoder),
         **about,
     )
