@@ -12,7 +12,6 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import JepaCallback, JepaExtractor
 from sb3_jepa.alternating.sources import ReplaySource
@@ -20,8 +19,7 @@ from sb3_jepa.common.actions import encode_actions
 from sb3_jepa.extractors.finding import LEARNERS, find_encoders
 from sb3_jepa.objectives import ObjectiveInput
 from tests.algorithms.test_matrix import ACTIONS, EXTRACTOR, OBSERVATIONS, CheckedPrediction, distance, parameters
-from tests.buffers.test_rollout import ONE_STEP, is_end, origin
-from tests.conftest import EPISODE_LENGTHS, CountingImageEnv, FakeEnv, make_counting_env
+from tests.conftest import FakeEnv
 
 ON_POLICY = dict(n_steps=16)
 OFF_POLICY = dict(learning_starts=20, buffer_size=200, batch_size=16)
@@ -120,86 +118,11 @@ def spy_on_batches(callback: JepaCallback) -> list:
     return seen
 
 
-def test_every_row_of_a_rollout_is_learned_from_once_with_its_true_next_observation():
-    callback = JepaCallback(batch_size=7)
-    seen = spy_on_batches(callback)
-    extractor = dict(embed_dim=16, num_heads=2, standardize_frames=10)
-    make_model("A2C", env=make_counting_env(), policy_kwargs=dict(features_extractor_kwargs=extractor)).learn(
-        48, callback=callback
-    )
-    # The last minibatch goes a little into the next pass over the rollout
-    here, there = (
-        origin(th.cat([getattr(batch, name) for batch in seen])) for name in ("observations", "next_observations")
-    )
-    valid = th.cat([batch.valid for batch in seen])
-    assert (valid == 1).all()
-    assert (there - here == ONE_STEP).all()
-    assert len(np.unique(here, axis=0)) == 48
-    assert is_end(here).any()
-
-
 def test_a_number_of_updates(pixel_cartpole):
     callback = JepaCallback(n_updates=3, batch_size=5)
     seen = spy_on_batches(callback)
     make_model("PPO", env=pixel_cartpole).learn(64, callback=callback)
     assert [len(batch.valid) for batch in seen] == [5] * 6
-
-
-@pytest.mark.parametrize("optimize_memory_usage", [False, True])
-def test_a_replay_buffer_gives_no_pair_that_crosses_an_episode(optimize_memory_usage):
-    callback = JepaCallback(batch_size=64)
-    seen = spy_on_batches(callback)
-    make_model(
-        "DQN",
-        env=make_vec_env(lambda: CountingImageEnv(0, EPISODE_LENGTHS[0]), n_envs=1),
-        optimize_memory_usage=optimize_memory_usage,
-        replay_buffer_kwargs=dict(handle_timeout_termination=not optimize_memory_usage),
-        policy_kwargs=dict(features_extractor_kwargs=dict(EXTRACTOR, embed_dim=8)),
-    ).learn(100, callback=callback)
-    here, there = (
-        origin(th.cat([getattr(batch, name) for batch in seen])) for name in ("observations", "next_observations")
-    )
-    valid = th.cat([batch.valid for batch in seen]).bool().numpy()
-    assert (there - here == ONE_STEP).all(axis=1)[valid].all()
-    assert valid.all() == (not optimize_memory_usage)
-
-
-def test_hindsight_experience_replay():
-    model = make_model(
-        "DQN",
-        env=make_vec_env(lambda: BitFlippingEnv(n_bits=4), n_envs=1),
-        replay_buffer_class=HerReplayBuffer,
-        replay_buffer_kwargs=dict(n_sampled_goal=2),
-    )
-    before = parameters(model.policy.q_net.features_extractor)
-    callback = JepaCallback()
-    model.learn(60, callback=callback)
-    assert distance(before, parameters(callback.objectives["q_net"].target_encoder.encoder)) > 0
-
-
-def test_n_step_returns_do_not_change_what_comes_next():
-    callback = JepaCallback(batch_size=64)
-    seen = spy_on_batches(callback)
-    make_model(
-        "DQN",
-        env=make_vec_env(lambda: CountingImageEnv(0, (9,)), n_envs=1),
-        n_steps=3,
-        policy_kwargs=dict(features_extractor_kwargs=dict(EXTRACTOR, embed_dim=8)),
-    ).learn(100, callback=callback)
-    here, there = (
-        origin(th.cat([getattr(batch, name) for batch in seen])) for name in ("observations", "next_observations")
-    )
-    assert (there - here == ONE_STEP).all()
-
-
-def test_normalised_observations():
-    callback = JepaCallback()
-    seen = spy_on_batches(callback)
-    # Raw observations of CartPole are small: what is learned from has a variance of one
-    env = VecNormalize(make_vec_env("CartPole-v1", n_envs=2, seed=0))
-    make_model("DQN", env=env).learn(300, callback=callback)
-    latest = th.cat([batch.observations for batch in seen[-50:]])
-    assert ((latest.std(dim=0) > 0.5) & (latest.std(dim=0) < 2.0)).all()
 
 
 @pytest.mark.parametrize("encoders", [["actor"], ["critic"], ["critic", "actor"]])
@@ -352,12 +275,6 @@ def test_trpo_and_frozen_encoders_do_not_belong_together():
     model = make_model("TRPO", policy_kwargs=dict(features_extractor_kwargs=dict(EXTRACTOR, frozen=True)))
     with pytest.raises(ValueError, match=r"TRPO.*frozen"):
         model.learn(32, callback=JepaCallback())
-
-
-def test_all_rows_as_a_minibatch():
-    # None, for MaskablePPO
-    model = make_model("MaskablePPO", batch_size=None)
-    model.learn(64, callback=JepaCallback())
 
 
 def test_learners_of_other_encoders_are_kept():
