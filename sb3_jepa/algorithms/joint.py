@@ -117,9 +117,9 @@ class JointTraining(TrainingOnRanks):
 
 
 def _contains_jepa_callback(callback: BaseCallback) -> bool:
-    if isinstance(callback, CallbackList):
-        return any(map(_contains_jepa_callback, callback.callbacks))
-    return isinstance(callback, JepaCallback)
+    if isinstance(callback, JepaCallback):
+        return True
+    return isinstance(callback, CallbackList) and any(map(_contains_jepa_callback, callback.callbacks))
 
 
 # Found on pixels with several environments

@@ -10,14 +10,11 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_jepa.alternating.learner import EncoderLearner
 from sb3_jepa.alternating.sources import ReplaySource, RolloutSource
-from sb3_jepa.common import checks
 from sb3_jepa.common.actions import encode_actions, forget_graphs
 from sb3_jepa.extractors.finding import LEARNERS, pick_encoders
-from sb3_jepa.extractors.measuring import measure_inputs, n_inputs_to_measure
 from sb3_jepa.extractors.preprocessing import preprocess
 from sb3_jepa.extractors.teachers import describe_teacher
 from sb3_jepa.objectives import NextLatentPrediction, Objective
-from sb3_jepa.parts import InputStandardization
 from sb3_jepa.parts.transformer import Attention
 
 
@@ -26,15 +23,7 @@ class AlternatingTraining:
     Trains the encoders of a model between its rollouts, after the algorithm has learned from the one before. What it
     learns with is kept in an attribute of the model, and with that in its zip.
 
-    :param model: Of any algorithm
-    :param objective_class: What the encoders learn, by default :class:`~sb3_jepa.NextLatentPrediction`
-    :param objective_kwargs: Keyword arguments to pass to the objective
-    :param encoders: Names of the networks whose encoders learn; all by default
-    :param n_updates: Updates after each rollout. By default, on-policy as many as one pass over the rollout takes, and
-        off-policy as many as the algorithm's ``gradient_steps``.
-    :param batch_size: Size of a minibatch; by default that of the algorithm
-    :param learning_rate: Learning rate, 3e-4 by default; it can be a function of the current progress remaining (from 1
-        to 0)
+    :param model: Of any algorithm. The other parameters are those of :class:`~sb3_jepa.JepaCallback`, checked there.
     :raises ValueError: If there is no such encoder, if the model was trained with another objective,
         or if its algorithm learns from neither rollouts nor a replay buffer
     """
@@ -55,22 +44,18 @@ class AlternatingTraining:
                 f"{type(model).__name__}"
             )
         self.model = model
-        self.n_updates = checks.optional(checks.whole_number, "n_updates", n_updates)
-        # None is all rows for some
-        batch_size = checks.optional(checks.whole_number, "batch_size", batch_size)
+        self.n_updates = n_updates
+        # Some algorithms have None, for all rows
         self.batch_size = int(batch_size or getattr(model, "batch_size", None) or 128)
-        learning_rate = checks.optional(checks.schedule, "learning_rate", learning_rate, least=0)
         self.learning_rate = FloatSchedule(3e-4 if learning_rate is None else learning_rate)
-        objective_class = (
-            checks.optional(checks.subclass, "objective_class", objective_class, cls=Objective) or NextLatentPrediction
-        )
-        objective_kwargs = checks.keyword_arguments("objective_kwargs", objective_kwargs)
         picked = pick_encoders(model, encoders)
         saved = getattr(model, LEARNERS, {})
         known = [one["objective_kwargs"] if isinstance(one, dict) else one.objective_kwargs for one in saved.values()]
         objective_kwargs = describe_teacher(objective_kwargs, known)
         self.learners = {
-            name: EncoderLearner(model, encoder, objective_class, objective_kwargs, self.learning_rate(1.0))
+            name: EncoderLearner(
+                model, encoder, objective_class or NextLatentPrediction, objective_kwargs, self.learning_rate(1.0)
+            )
             for name, encoder in picked.items()
         }
         for name, learner in self.learners.items():
@@ -93,27 +78,6 @@ class AlternatingTraining:
     def objectives(self) -> dict[str, Objective]:
         """What the encoders learn, by the names of their networks."""
         return {name: learner.objective for name, learner in self.learners.items()}
-
-    def measure_replay(self) -> bool:
-        """
-        Off-policy, measure what the replay buffer holds: when the algorithm is about to learn for the first time, and,
-        if that was not enough, once more when there is enough, or as much as it can hold.
-
-        :return: Whether it did
-        """
-        policy, source = self.model.policy, self.source
-        if isinstance(source, RolloutSource) or not source.is_ready:
-            return False
-        n_missing = n_inputs_to_measure(policy)
-        if n_missing == 0:
-            return False
-        buffer = source.model.replay_buffer
-        assert buffer is not None
-        n_seen = [int(module.n_seen) for module in policy.modules() if isinstance(module, InputStandardization)]
-        if min(n_seen) == 0 or buffer.full or buffer.size() * buffer.n_envs >= n_missing + max(n_seen):
-            measure_inputs(policy, source.latest(n_missing), self.objectives)
-            return True
-        return False
 
     def _preprocess(self, observations: Any) -> Any:
         policy = self.model.policy

@@ -8,7 +8,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa.callbacks.every_n_rollouts import EveryNRollouts
-from sb3_jepa.callbacks.jepa import dump_last_scalars
+from sb3_jepa.callbacks.last_scalars import dump_last_scalars
 from sb3_jepa.common import checks
 from sb3_jepa.common.next_observations import terminal_observation
 from sb3_jepa.common.observations import as_observations, by_key

@@ -14,12 +14,12 @@ from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSample
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 
-def total_timesteps(model: BaseAlgorithm) -> int:
+def progress_remaining(model: BaseAlgorithm) -> float:
     """
     :param model: That is being trained
-    :return: At which time step the training ends
+    :return: From 1 to 0. (At the start of a second ``learn()``, the model's own number is still the first one's.)
     """
-    return model._total_timesteps
+    return max(0.0, (model._total_timesteps - model.num_timesteps) / max(1, model._total_timesteps))
 
 
 def n_episodes(model: OffPolicyAlgorithm) -> int:

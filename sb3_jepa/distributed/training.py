@@ -134,12 +134,11 @@ class TrainingOnRanks(OnPolicyAlgorithm):
 
 
 def _of_all_ranks(callback: MaybeCallback) -> list[BaseCallback]:
-    """Those that do not only belong to rank 0."""
-    if isinstance(callback, CallbackList):
-        callback = callback.callbacks
-    if isinstance(callback, list):
-        return [kept for one in callback for kept in _of_all_ranks(one)]
-    return [callback] if isinstance(callback, BaseCallback) and getattr(callback, "runs_on_all_ranks", False) else []
+    """Those that do not only belong to rank 0. One that is a list may be of all ranks itself."""
+    if isinstance(callback, BaseCallback) and getattr(callback, "runs_on_all_ranks", False):
+        return [callback]
+    callbacks = callback.callbacks if isinstance(callback, CallbackList) else callback
+    return [kept for one in callbacks for kept in _of_all_ranks(one)] if isinstance(callbacks, list) else []
 
 
 def _settings(model: OnPolicyAlgorithm) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def check_equal(callback: JepaCallback, resumed: JepaCallback) -> None:
         other = resumed.objectives[name].state_dict()
         for key, value in objective.state_dict().items():
             assert th.equal(value, other[key]), key
-        ours, theirs = (one._alternating.learners[name].optimizer.state_dict() for one in (callback, resumed))
+        ours, theirs = (one.alternating.learners[name].optimizer.state_dict() for one in (callback, resumed))
         assert ours["state"][0]["step"] == theirs["state"][0]["step"] > 0
 
 
@@ -104,7 +104,7 @@ def spy_on_batches(callback: JepaCallback) -> list:
 
     def start_and_spy():
         start()
-        source = callback._alternating.source
+        source = callback.alternating.source
         minibatches = source.minibatches
 
         def spy(*args):
@@ -149,7 +149,7 @@ def test_the_loss_falls_on_a_fixed_batch(algorithm):
     callback = JepaCallback(objective_kwargs=dict(momentum=1.0), learning_rate=1e-3)
     seen = spy_on_batches(callback)
     model.learn(80, callback=callback)
-    training, batch = callback._alternating, seen[-1]
+    training, batch = callback.alternating, seen[-1]
     observations, next_observations = map(training._preprocess, (batch.observations, batch.next_observations))
     actions = encode_actions(batch.actions, model.action_space, isinstance(training.source, ReplaySource))
     for name, learner in training.learners.items():
@@ -172,7 +172,7 @@ def test_the_loss_falls_without_the_algorithm(monkeypatch):
     before = {name: parameters(encoder) for name, encoder in find_encoders(model.policy).items()}
     _, callback = model._setup_learn(1000, callback)
     callback.on_training_start(dict(log_interval=4), {})
-    training = callback._alternating
+    training = callback.alternating
     monkeypatch.setattr(ReplaySource, "is_ready", True)
     gauge, losses = callback.gauges["critic"], []
     for _ in range(4):
@@ -247,7 +247,7 @@ def test_schedules(algorithm):
 
     def start_and_spy():
         start()
-        (learner,) = callback._alternating.learners.values()
+        (learner,) = callback.alternating.learners.values()
         learner.optimizer.register_step_post_hook(
             lambda optimizer, *_: seen.add((optimizer.param_groups[0]["lr"], learner.objective.momentum))
         )

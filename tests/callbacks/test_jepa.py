@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
 from sb3_jepa import A2C, PPO, JepaCallback, JepaExtractor, JepaPolicy, JepaRolloutBuffer
+from sb3_jepa.callbacks.update_log import UpdateLogCallback
 from sb3_jepa.diagnostics import ObjectiveGauge, effective_rank
 from tests.conftest import SMALL_POLICY, SMALL_PPO, make_counting_env
 
@@ -72,9 +73,13 @@ def test_the_users_own_takes_its_place(pixel_cartpole, nest):
     class Mine(JepaCallback):
         n_logged = 0
 
-        def _log_update(self, **kwargs) -> None:
-            self.n_logged += bool(self.policy.gauges["shared"].means())
-            super()._log_update(**kwargs)
+        def _on_rollout_start(self) -> None:
+            self.n_logged += bool(self.gauges["shared"].means())
+            super()._on_rollout_start()
+
+        def _on_training_end(self) -> None:
+            self.n_logged += bool(self.gauges["shared"].means())
+            super()._on_training_end()
 
     mine = Mine()
     model = PPO(JepaPolicy, pixel_cartpole, policy_kwargs=SMALL_POLICY, **SMALL_PPO)
@@ -319,7 +324,8 @@ def test_the_training_is_the_same_without_gauges(pixel_cartpole, monkeypatch):
     watched = train()
     # To the last bit: a hook must not change the order in which gradients are added
     monkeypatch.setattr(ObjectiveGauge, "watch_gradient", lambda self, source, embedding: embedding)
-    monkeypatch.setattr(JepaCallback, "_log_update", lambda self, is_last=False: None)
+    for hook in ("_on_rollout_start", "_on_training_end"):
+        monkeypatch.setattr(UpdateLogCallback, hook, lambda self: None)
     assert all(th.equal(one, other) for one, other in zip(watched, train(), strict=True))
 
 
