@@ -124,7 +124,7 @@ def _contains_jepa_callback(callback: BaseCallback) -> bool:
 
 # Found on pixels with several environments
 PPO_DEFAULTS: dict[str, Any] = dict(
-    # Not to 0: who calls learn() again and again would else learn next to nothing
+    # Not to 0: each of several short calls of learn() would end without learning
     learning_rate=LinearSchedule(1e-3, 1e-4, 1.0),
     n_steps=128,
     batch_size=128,

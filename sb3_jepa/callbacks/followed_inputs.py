@@ -26,7 +26,7 @@ from sb3_jepa.parts.targets import target_module
 
 # Observations that the statistics follow at once
 N_FOLLOWED = 1024
-# From here on, somebody should look at an input. Beyond 10, it is clipped
+# Warn of an input as far from its mean, which is clipped beyond 10
 MANY_DEVIATIONS = 30.0
 # What a model has observed since its statistics followed last; a training that goes on takes it over
 _observed: WeakKeyDictionary[BaseAlgorithm, list[Any]] = WeakKeyDictionary()

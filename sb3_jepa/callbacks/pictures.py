@@ -30,7 +30,7 @@ TABLE_FORMATS = (CSVOutputFormat, HumanOutputFormat, JSONOutputFormat)
 class PictureCallback(EveryNRollouts):
     """
     Draws, every ``N`` rollouts and at the end, what the encoder makes of the latest episodes of the first environment,
-    for TensorBoard and other outputs that take figures. Tables (stdout, log, CSV, JSON) do not hear of it.
+    for TensorBoard and other outputs that take figures. Tables (stdout, log, CSV, JSON) get none.
 
     - ``jepa_pictures/attention``: the class token's attention over the patches, laid over the frames
     - ``jepa_pictures/trajectory``: the path of an episode in latent space, and a strip of its colours

@@ -8,45 +8,27 @@ from torch.distributions import Distribution
 
 
 def norms(tensors: list[th.Tensor], order: float = 2.0) -> list[th.Tensor]:
-    """
-    :param tensors: At least one
-    :param order: Of the norm
-    :return: The norm of each, in one call
-    """
+    """The norm of each of at least one tensor, in one call."""
     return list(th._foreach_norm(tensors, order))
 
 
 def add_to_each(tensors: list[th.Tensor], others: list[th.Tensor]) -> None:
-    """
-    :param tensors: At least one, changed in place
-    :param others: What is added to each
-    """
+    """Add to each of at least one tensor in place."""
     th._foreach_add_(tensors, others)
 
 
 def interpolate_each(tensors: list[th.Tensor], others: list[th.Tensor], weight: float) -> None:
-    """
-    :param tensors: At least one, changed in place
-    :param others: Towards which each is moved
-    :param weight: How far, from 0 to 1
-    """
+    """Move each of at least one tensor in place towards another, by a weight from 0 to 1."""
     th._foreach_lerp_(tensors, others, weight)
 
 
 def version(tensor: th.Tensor) -> int:
-    """
-    :param tensor: Any
-    :return: How often it was changed in place
-    """
+    """How often a tensor was changed in place."""
     return tensor._version
 
 
 def call_after_backward(function: Callable[[], None]) -> None:
-    """
-    As ``DistributedDataParallel`` does it. To be called within a backward pass.
-
-    :param function: Called when all gradients are there
-    """
+    """Within a backward pass: call a function when all gradients are there, as DistributedDataParallel does."""
     th.autograd.Variable._execution_engine.queue_callback(function)
 
 

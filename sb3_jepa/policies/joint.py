@@ -226,7 +226,7 @@ class JointPolicy(PolicyFiles):
         # Before each update Stable-Baselines3 sets one rate for all groups
         others, *groups = self.optimizer.param_groups
         for group in groups:
-            # None, if somebody has given the policy another optimiser
+            # An optimiser that the policy was given from outside has no such group
             if group.get("name") == "encoder":
                 group["lr"] = self._current_lr_factor * others["lr"]
 
@@ -250,7 +250,7 @@ class JointPolicy(PolicyFiles):
     def _check_backward(self, name: str, _: th.Tensor) -> None:
         if self.loss_scale is None and name in self._reached:
             learners = (self.encoders[name], self.objectives[name])
-            # Somebody may have thrown away what was there
+            # Gradients that were thrown away in between are not accumulated
             if any(p.grad is not None and p.grad.any() for learner in learners for p in learner.parameters()):
                 raise RuntimeError(
                     "A second backward pass has reached the JEPA loss before an optimiser step, and cannot know what "
@@ -359,7 +359,7 @@ class JointPolicy(PolicyFiles):
         """
         self._update_begins, self._loss_attached = mode, False
         self._reached.clear()
-        # Somebody may have given the policy another optimiser
+        # Hook an optimiser that the policy was given from outside
         if self.optimizer is not self._hooked_optimizer:
             self._register_optimizer_hooks()
         # Every predict() asks for it, and to go through all modules would take a fifth of its time

@@ -138,7 +138,7 @@ def test_the_target_network_of_a_frozen_encoder_that_is_shared_does_not_follow(t
 @pytest.mark.parametrize("by_keyword", [True, False])
 def test_an_encoder_within_another_extractor_follows(by_keyword):
     class Twice(BaseFeaturesExtractor):
-        """What the encoder sees is known to nobody outside."""
+        """What the encoder sees is known only inside."""
 
         def __init__(self, observation_space):
             super().__init__(observation_space, features_dim=16)
@@ -247,7 +247,7 @@ def test_short_rollouts_are_gathered_until_they_tell_enough():
     policy_kwargs = dict(features_extractor_kwargs=dict(SMALL_EXTRACTOR, standardize_frames=10), net_arch=[16])
     model = A2C("JepaPolicy", env, policy_kwargs=policy_kwargs, seed=0, device="cpu")
     (standardization,) = model.policy.features_extractor.standardizations
-    # In parts, as who goes on with a training does
+    # In parts, as a training that goes on
     for n_steps, n_seen in ((600, 10), (500, 1030), (1000, 2050)):
         model.learn(n_steps, reset_num_timesteps=False)
         assert int(standardization.n_seen) == pytest.approx(n_seen, abs=10)

@@ -273,7 +273,7 @@ def test_tables_and_the_training_are_what_they_are_without_it(tmp_path, capsys, 
         assert th.equal(value, policies[1][name]), name
 
 
-def test_nobody_who_takes_pictures_is_told_of_and_nothing_is_drawn(monkeypatch, tmp_path):
+def test_without_an_output_for_pictures_a_warning_is_given_and_nothing_drawn(monkeypatch, tmp_path):
     monkeypatch.setattr(monitors, "Portrait", None)
     model = PPO("JepaPolicy", "CartPole-v1", policy_kwargs=SMALL_POLICY, **SMALL_PPO)
     model.set_logger(configure(str(tmp_path), ["csv", "log", "json"]))

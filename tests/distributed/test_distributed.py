@@ -73,7 +73,7 @@ def test_what_cannot_be_trained_is_told_before_the_training(of_ranks):
         assert said["policy_kwargs"].endswith(": `policy_kwargs.objective_kwargs.prediction_coef` is [0.0, 0.1]")
 
 
-def test_gradients_are_averaged_over_the_ranks_and_kept_away_where_nobody_has_one(of_ranks):
+def test_gradients_are_averaged_over_the_ranks_and_left_out_where_no_rank_has_one(of_ranks):
     for of_rank in of_ranks[0]:
         first, second, third = of_rank["averaged"]
         assert first.tolist() == second.tolist() == [0.5, 0.5]

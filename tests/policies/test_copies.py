@@ -40,7 +40,7 @@ def make_model(name: str):
     env = make_vec_env(lambda: FakeEnv(spaces.Box(-1.0, 1.0, (3,)), action_space), n_envs=2, seed=0)
     policy_kwargs = copy.deepcopy(SMALL_POLICY)
     if name == "PPO with gSDE in turn":
-        # In rollouts that measure the inputs, nobody has detached its noise yet
+        # In rollouts that measure the inputs, its noise is not detached yet
         policy_kwargs["features_extractor_kwargs"]["standardize_frames"] = 0
     if not is_joint:
         policy_kwargs["features_extractor_class"] = JepaExtractor

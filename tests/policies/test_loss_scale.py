@@ -73,7 +73,7 @@ def assert_equal(gradients: dict[str, th.Tensor], expected: dict[str, th.Tensor]
 def test_accumulated_gradients_are_those_of_the_whole_batch(pixel_cartpole):
     whole = train_once(pixel_cartpole)
     assert_equal(train_once(pixel_cartpole, n_minibatches=2, factor=0.5, told=0.5), whole)
-    # Who sums minibatches says so too
+    # A sum over minibatches has its own scale
     summed = {name: 2 * gradient for name, gradient in whole.items()}
     assert_equal(train_once(pixel_cartpole, n_minibatches=2, told=1.0), summed)
     # Without being told, the JEPA would count for more than it should
@@ -91,12 +91,12 @@ def test_under_a_grad_scaler_gradients_are_the_same(pixel_cartpole, as_tensor):
     assert_equal(train_once(pixel_cartpole, scaler=scaler, told=told), whole)
 
 
-def test_accumulated_gradients_are_refused_if_nobody_has_told_their_scale(pixel_cartpole):
+def test_accumulated_gradients_are_refused_without_their_scale(pixel_cartpole):
     with pytest.raises(RuntimeError, match=r"second backward pass.*`policy\.loss_scale`.*`1 / n`"):
         train_once(pixel_cartpole, n_minibatches=2, factor=0.5)
 
 
-def test_a_grad_scaler_is_refused_if_nobody_has_told_its_scale(pixel_cartpole):
+def test_a_grad_scaler_is_refused_without_its_scale(pixel_cartpole):
     with pytest.raises(RuntimeError, match=r"GradScaler.*`policy\.loss_scale = scaler\.get_scale\(\)`"):
         train_once(pixel_cartpole, scaler=th.amp.GradScaler("cpu"))
     # One that is switched off scales nothing
