@@ -120,8 +120,8 @@ def find_objectives(model: BaseAlgorithm) -> dict[str, tuple[Objective, float]]:
     What the encoders of a model learn or have learned, jointly or in turn with the algorithm.
 
     :param model: Of any algorithm; it may have been loaded
-    :return: By the names of :func:`~sb3_jepa.encoders.find_encoders`, and with the embedding variance of the encoder
-        before it was trained (0 if it never was)
+    :return: By the names of :func:`~sb3_jepa.extractors.finding.find_encoders`, and with the embedding variance of the
+        encoder before it was trained (0 if it never was)
     """
     if hasattr(model.policy, "objectives"):
         policy: Any = model.policy

@@ -7,7 +7,7 @@ from sb3_jepa.buffers.rollout import NextObservations
 
 
 class JepaMaskableRolloutBuffer(NextObservations, MaskableRolloutBuffer):  # type: ignore[misc]
-    """``MaskableRolloutBuffer`` whose samples carry next observations: :class:`~sb3_jepa.buffers.NextObservations`."""
+    """``MaskableRolloutBuffer`` whose samples are those of :class:`~sb3_jepa.buffers.rollout.NextObservations`."""
 
 
 class JepaMaskableDictRolloutBuffer(NextObservations, MaskableDictRolloutBuffer):  # type: ignore[misc]
@@ -15,7 +15,7 @@ class JepaMaskableDictRolloutBuffer(NextObservations, MaskableDictRolloutBuffer)
 
 
 class JepaRecurrentRolloutBuffer(NextObservations, RecurrentRolloutBuffer):  # type: ignore[misc]
-    """``RecurrentRolloutBuffer`` whose samples carry next observations: :class:`~sb3_jepa.buffers.NextObservations`."""
+    """``RecurrentRolloutBuffer`` whose samples are those of :class:`~sb3_jepa.buffers.rollout.NextObservations`."""
 
 
 class JepaRecurrentDictRolloutBuffer(NextObservations, RecurrentDictRolloutBuffer):  # type: ignore[misc]

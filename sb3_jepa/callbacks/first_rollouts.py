@@ -74,7 +74,7 @@ class FirstRollouts:
         Measure the rollout, and evaluate it anew.
 
         :param rollout_locals: Local variables of ``collect_rollouts`` after its last step
-        :param objectives: What the encoders learn, by the names of :func:`~sb3_jepa.encoders.find_encoders`
+        :param objectives: What the encoders learn, by the names of :func:`~sb3_jepa.extractors.finding.find_encoders`
         """
         measure_inputs(self.model.policy, _batch_of(self.model.rollout_buffer.observations, slice(None)), objectives)
         evaluate_rollout(self.model, rollout_locals, self._timeouts)

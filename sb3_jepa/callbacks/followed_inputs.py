@@ -78,7 +78,7 @@ class FollowedInputs:
         """
         Follow what was kept, if there is enough. To be called between an update and the next rollout.
 
-        :param objectives: What the encoders learn, by the names of :func:`~sb3_jepa.encoders.find_encoders`
+        :param objectives: What the encoders learn, by the names of :func:`~sb3_jepa.extractors.finding.find_encoders`
         """
         if not self._is_due:
             return
@@ -188,7 +188,7 @@ def follow_inputs(policy: BasePolicy, observations: Any, objectives: Mapping[str
 
     :param policy: Of any algorithm
     :param observations: ``(samples, *observation shape)``
-    :param objectives: What its encoders learn, by the names of :func:`~sb3_jepa.encoders.find_encoders`
+    :param objectives: What its encoders learn, by the names of :func:`~sb3_jepa.extractors.finding.find_encoders`
     """
     tensors = by_key(obs_as_tensor(observations, policy.device))
     of_all_ranks = as_observations({key: gather_batch(tensor) for key, tensor in tensors.items()})

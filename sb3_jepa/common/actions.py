@@ -36,6 +36,16 @@ def encode_actions(actions: th.Tensor, action_space: spaces.Space, is_scaled: bo
     return encoded.flatten(1)
 
 
+def unscale_actions(actions: Any, low: Any, high: Any) -> Any:
+    """
+    :param actions: Continuous actions in [-1, 1], an array or a tensor ``(batch, *action shape)``
+    :param low: Lower bounds of the action space, of the same kind
+    :param high: Upper bounds
+    :return: The actions as the environment executes them
+    """
+    return low + 0.5 * (actions + 1.0) * (high - low)
+
+
 def without_graph(distribution: Any) -> Any:
     """
     A distribution of actions holds tensors of the last forward pass. With their graph, they cannot be copied deeply.

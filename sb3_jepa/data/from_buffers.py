@@ -7,6 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 
 from sb3_jepa.buffers.frames import FrameStacks
+from sb3_jepa.common.actions import unscale_actions
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.spaces import ARRAY_SPACES, spaces_by_key
 from sb3_jepa.data.recordings import Recordings
@@ -55,7 +56,7 @@ def read_buffer(buffer: ReplayBuffer | RolloutBuffer) -> Recordings:
 
 def _executed(actions: np.ndarray, space: spaces.Box, is_scaled: bool) -> np.ndarray:
     if is_scaled and space.is_bounded():
-        return space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
+        return unscale_actions(actions, space.low, space.high)
     return np.clip(actions, space.low, space.high)
 
 

@@ -216,6 +216,16 @@ def read_encoder(path: str | os.PathLike) -> JepaExtractor:
     :raises ValueError: If there is none, it is of another class, or the file is broken, of a later format or holds NaN
     :raises ImportError: If it is a ``.safetensors`` file, and that package is not installed
     """
+    return read_described_encoder(path)[0]
+
+
+def read_described_encoder(path: str | os.PathLike) -> tuple[JepaExtractor, dict[str, Any]]:
+    """
+    :param path: As of :func:`read_encoder`
+    :return: The encoder, and what :func:`describe_encoder` tells of it
+    :raises ValueError: As :func:`read_encoder`
+    :raises ImportError: As :func:`read_encoder`
+    """
     path = find_encoder_file(path)
     state, description, described_in = _read_described(path)
     cls, kwargs = _class_in(description, path), description["features_extractor_kwargs"]
@@ -230,7 +240,7 @@ def read_encoder(path: str | os.PathLike) -> JepaExtractor:
     of = "its description" if described_in == path else described_in
     check_fit(state, encoder, f"{path} does not fit {of}")
     encoder.load_state_dict(state)
-    return encoder.eval()
+    return encoder.eval(), description
 
 
 def _class_in(description: Mapping[str, Any], path: pathlib.Path) -> type[JepaExtractor]:

@@ -11,7 +11,7 @@ from sb3_jepa.common import checks
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.common.sb3_privates import observation_space_of
 from sb3_jepa.common.state_dicts import find_misfits
-from sb3_jepa.extractors.files import describe_encoder, find_encoder_file, read_encoder, read_state
+from sb3_jepa.extractors.files import find_encoder_file, read_described_encoder, read_state
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 
 # The keyword argument of an objective
@@ -31,9 +31,9 @@ class TeacherFile:
     features_extractor_class: type[JepaExtractor] = JepaExtractor
 
     def __init__(self, path: str | os.PathLike):
-        encoder = read_encoder(path)
+        encoder, description = read_described_encoder(path)
         self.features_extractor_class, self.observation_space = type(encoder), observation_space_of(encoder)
-        self.features_extractor_kwargs = describe_encoder(path)["features_extractor_kwargs"]
+        self.features_extractor_kwargs = description["features_extractor_kwargs"]
         # As given, and absolute. Paths would be pickled as those of one operating system: texts can be loaded on all
         self.given, self.path = str(pathlib.Path(path)), str(find_encoder_file(path).resolve())
 

@@ -124,9 +124,10 @@ class MaskedPrediction(Objective):
                 f"`target_transform_kwargs` need a `target_transform_class`, got {target_transform_kwargs} alone"
             )
         tokens, target_encoder = _checked_token_encoder(encoder), None
-        target_dim = _checked_token_encoder(target_module(encoder if teacher is None else teacher)).embed_dim
+        target_tokens = _checked_token_encoder(target_module(encoder if teacher is None else teacher))
+        target_dim = target_tokens.embed_dim
         if teacher is not None:
-            _check_teacher(_checked_token_encoder(target_module(teacher)), tokens)
+            _check_teacher(target_tokens, tokens)
             target_encoder = TargetEncoder(teacher)
         elif target == "input":
             target_encoder = TargetEncoder(nn.Identity())
@@ -137,7 +138,7 @@ class MaskedPrediction(Objective):
         grid = shape[:1] if shape[1:] == (1, 1) else shape
         families = _mask_families(mask_kwargs)
         masks_class = BlockMasks if has_patches else SubsetMasks
-        self.masks = [masks_class(grid, **kwargs) for kwargs in families]
+        self.masks = [masks_class(grid, **family) for family in families]
         has_input = None
         widths = th.tensor(tokens.n_inputs)
         self.register_buffer("n_inputs", widths, persistent=False)

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_jepa.common import checks
-from sb3_jepa.common.actions import forget_graphs
+from sb3_jepa.common.actions import forget_graphs, unscale_actions
 from sb3_jepa.common.files import in_memory, replace_when_complete
 from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
 from sb3_jepa.common.sb3_privates import best_actions
@@ -54,7 +54,7 @@ class ActingPolicy(nn.Module):
         actions = actions.reshape(-1, *space.shape)
         if isinstance(space, spaces.Box):
             if self.policy.squash_output:
-                actions = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
+                actions = unscale_actions(actions, self.low, self.high)
             else:
                 actions = th.minimum(th.maximum(actions, self.low), self.high)
         return actions

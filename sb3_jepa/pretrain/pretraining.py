@@ -13,7 +13,7 @@ from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.common.settings import check_written_whole, readable
 from sb3_jepa.data.collection import check_progress_bar
 from sb3_jepa.data.readers import read_into
-from sb3_jepa.extractors.files import check_fit, describe_encoder, find_encoder_file, read_encoder, whole_kwargs
+from sb3_jepa.extractors.files import check_fit, find_encoder_file, read_described_encoder, whole_kwargs
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.extractors.preprocessing import preprocess
 from sb3_jepa.extractors.teachers import make_teacher
@@ -188,8 +188,8 @@ def read_initial_encoder(
     if initial_encoder is None:
         return None, given
     path = find_encoder_file(initial_encoder, "initial_encoder")
-    encoder = read_encoder(path)
-    kwargs = whole_kwargs(encoder, describe_encoder(path)["features_extractor_kwargs"])
+    encoder, description = read_described_encoder(path)
+    kwargs = whole_kwargs(encoder, description["features_extractor_kwargs"])
     differing = [
         f"{name} is {kwargs.get(name)} there and {value} here"
         for name, value in readable(given).items()

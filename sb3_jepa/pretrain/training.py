@@ -41,8 +41,11 @@ def make_optimizer(
     :return: The optimiser, and all that it trains
     """
     named = [*encoder.named_parameters(), *(one for one in objective.named_parameters() if one[1].requires_grad)]
-    decayed = [parameter for name, parameter in named if parameter.ndim > 1 and not name.endswith(NOT_DECAYED)]
-    others = [parameter for name, parameter in named if parameter.ndim <= 1 or name.endswith(NOT_DECAYED)]
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in named:
+        is_decayed = parameter.ndim > 1 and not name.endswith(NOT_DECAYED)
+        (decayed if is_decayed else others).append(parameter)
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.0)]
     return th.optim.AdamW(groups, lr=learning_rate, fused=True), [parameter for _, parameter in named]
 
