@@ -41,6 +41,11 @@ def default(**policy_kwargs: Any) -> dict[str, Any]:
     return dict(policy="JepaPolicy", policy_kwargs=policy_kwargs, ppo={}, normalize_reward=True)
 
 
+def without_jepa() -> dict[str, Any]:
+    """The same encoder and the same PPO, with nothing but the actor's and the critic's losses."""
+    return default(objective_kwargs=dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0))
+
+
 def cnn(normalize_reward: bool = True, **ppo: Any) -> dict[str, Any]:
     """Stable-Baselines3's ``CnnPolicy``. ``learning_rate_falls``: linearly, from and to."""
     return dict(policy="CnnPolicy", policy_kwargs={}, ppo=ppo, normalize_reward=normalize_reward)
@@ -61,8 +66,16 @@ ARMS: dict[str, dict[str, Any]] = {
     # With a weight of 1 the variance term comes too late
     "4-strong": paper(False, predictor_gain=2.0, prediction_coef=1.0, variance_coef=4.0),
     "default": default(),
-    "without-jepa": default(objective_kwargs=dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0)),
+    "without-jepa": without_jepa(),
+    # Where rewards are rare, an entropy bonus or PPO's common settings might do what the JEPA does
+    "without-jepa-entropy": {**without_jepa(), "ppo": dict(ent_coef=0.01)},
+    "without-jepa-sb3-ppo": {**without_jepa(), "ppo": SB3_PPO},
+    "without-prediction": default(objective_kwargs=dict(prediction_coef=0.0)),
     "without-vicreg": default(objective_kwargs=dict(deviation_coef=0.0, covariance_coef=0.0)),
+    "prediction-1": default(objective_kwargs=dict(prediction_coef=1.0)),
+    "prediction-1-without-vicreg": default(
+        objective_kwargs=dict(prediction_coef=1.0, deviation_coef=0.0, covariance_coef=0.0)
+    ),
     "without-changes": default(features_extractor_kwargs=dict(frames_as="channels")),
     "without-slow-encoder": default(encoder_lr_factor=1.0),
     # Faster: the target encoder embeds a rollout once; half of the tokens, those that differ most from what is known;

@@ -29,6 +29,7 @@ import numpy as np
 import torch as th
 from arms import ARMS, TASKS
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -37,6 +38,7 @@ from tqdm import tqdm
 from sb3_jepa import PPO, JepaPolicy
 from sb3_jepa.envs.pixels import make_pixel_vec_env
 
+EVALUATION_EPISODES, EVALUATION_SEED = 24, 10_000
 PACKAGES = ("sb3-jepa", "stable-baselines3", "torch", "gymnasium", "numpy")
 
 
@@ -50,6 +52,34 @@ class ReportSteps(BaseCallback):
     def _on_step(self) -> bool:
         self.queue.put(self.training_env.num_envs)
         return True
+
+
+class FirstSuccess(BaseCallback):
+    """Note at which time step an episode first reached its goal, which ends it before its time limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timestep: int | None = None
+
+    def _on_step(self) -> bool:
+        if self.timestep is None:
+            infos = [info for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True) if done]
+            if not all(info.get("TimeLimit.truncated", False) for info in infos):
+                self.timestep = self.num_timesteps
+        return True
+
+
+def evaluate(model: PPO, settings: dict[str, Any]) -> list[float]:
+    """
+    Returns of the most likely actions in environments of their own.
+
+    :param model: The trained model
+    :param settings: Of the run
+    """
+    env = make_env(**settings["environment"], seed=EVALUATION_SEED)
+    returns, _ = evaluate_policy(model, env, EVALUATION_EPISODES, deterministic=True, return_episode_rewards=True)
+    env.close()
+    return [float(one) for one in returns]  # type: ignore[union-attr]
 
 
 def make_settings(task: str, arm: str, seed: int, timesteps: int) -> dict[str, Any]:
@@ -100,14 +130,19 @@ def run(settings: dict[str, Any], folder: pathlib.Path, queue: Any) -> None:
     model = make_model(settings)
     model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
     checkpoints = CheckpointCallback(settings["timesteps"] // 4 // model.n_envs, str(folder / "models"))
-    start = time.perf_counter()
-    model.learn(settings["timesteps"], callback=[checkpoints, ReportSteps(queue)])
+    first_success = FirstSuccess()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    model.learn(settings["timesteps"], callback=[checkpoints, first_success, ReportSteps(queue)])
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 
     assert model.ep_info_buffer is not None
     result = dict(
         mean_return_of_last_100_episodes=float(np.mean([episode["r"] for episode in model.ep_info_buffer])),
+        deterministic_returns=evaluate(model, settings),
+        first_success=first_success.timestep if settings["task"] == "acrobot" else None,
         timesteps=model.num_timesteps,
-        seconds=round(time.perf_counter() - start, 1),
+        seconds=round(seconds, 1),
+        cpu_seconds=round(cpu_seconds, 1),
         settings=settings,
         hyperparameters={
             name: str(getattr(model, name))
