@@ -11,7 +11,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.her import HerReplayBuffer
 
-from sb3_jepa.buffers.rollout import NextObservationIndex, Transitions
+from sb3_jepa.buffers.rollout import NextObservationIndex
+from sb3_jepa.buffers.transitions import Transitions
 from sb3_jepa.common.actions import forget_graphs
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.sb3_privates import normalize_observations, samples_of_one_step, vec_normalize_of

@@ -1,7 +1,7 @@
 """Rollout buffers that know what came next, and store stacked frames once."""
 
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -11,33 +11,12 @@ from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSampl
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa.buffers.frames import FrameStacks, has_frames
+from sb3_jepa.buffers.transitions import Transitions
 from sb3_jepa.common.next_observations import terminal_observation
 from sb3_jepa.common.observations import as_observations, by_key
 
 # Next observations that are embedded at once, if their targets are kept
 TARGET_BATCH_SIZE = 512
-
-
-class Transitions(NamedTuple):
-    """
-    What an objective learns from: a batch of transitions. With ``Dict`` observations, a dictionary of such.
-
-    :param observations: ``(batch, *observation shape)``
-    :param actions: As the rollout buffer stores them, ``(batch, action dim)``
-    :param next_observations: ``(batch, *observation shape)``; None if their targets are known
-    :param valid: ``(batch,)``, 1 where the next observation is known, 0 where it is not
-    :param mask: If sequences are padded, which rows of ``observations`` are real, ``(padded batch,)``. All the others
-        have these rows only.
-    :param targets: The target embeddings of the next observations, ``(batch, embed_dim)`` for each encoder, if the
-        rollout buffer keeps them
-    """
-
-    observations: PyTorchObs
-    actions: th.Tensor
-    next_observations: PyTorchObs | None
-    valid: th.Tensor
-    mask: th.Tensor | None = None
-    targets: dict[str, th.Tensor] | None = None
 
 
 class NextObservationIndex:

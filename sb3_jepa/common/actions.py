@@ -14,11 +14,13 @@ def encode_actions(actions: th.Tensor, action_space: spaces.Space, is_scaled: bo
     """
     One-hot for discrete actions; continuous ones as the environment executes them, scaled to [-1, 1].
 
-    :param actions: As a buffer stores them, ``(batch, action dim)``
+    :param actions: As a buffer stores them, ``(batch, action dim)``, or windows ``(batch, horizon, action dim)``
     :param action_space: Action space
     :param is_scaled: Whether continuous actions are scaled already, as those of a squashed policy
-    :return: ``(batch, encoded action dim)``
+    :return: ``(batch, encoded action dim)``, or ``(batch, horizon, encoded action dim)``
     """
+    if actions.ndim == 3:
+        return encode_actions(actions.flatten(0, 1), action_space, is_scaled).unflatten(0, actions.shape[:2])
     if isinstance(action_space, spaces.Box):
         if is_scaled:
             return actions

@@ -45,6 +45,10 @@ class Objective(nn.Module):
     needs_next_observations = False
     # Number of consecutive observations after the first that it predicts
     horizon = 0
+    # Whether it learns from rewards and ends of episodes
+    needs_rewards = False
+    # By how many pixels images are shifted at random before they are embedded for it; 0 for none
+    random_shift = 0
     # For how long target embeddings hold: "step", "epoch" or "rollout"
     target_refresh = "step"
 

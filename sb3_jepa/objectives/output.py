@@ -14,11 +14,17 @@ class ObjectiveInput(NamedTuple):
     :param observations: Preprocessed observations, what the encoder takes
     :param embedding: Context embedding ``(batch, embed_dim)``, with its gradient; None if it was not computed, for
         an objective that needs none
-    :param actions: Encoded actions ``(batch, action_dim)``; None if they are not known
-    :param next_observations: What the encoder takes, of the next time step; None if that is not known
+    :param actions: Encoded actions ``(batch, action_dim)``, for a horizon above 1 ``(batch, horizon, action_dim)``;
+        None if they are not known
+    :param next_observations: What the encoder takes, of the next time step; for a horizon above 1 of all steps,
+        ``(batch * horizon, ...)``, the steps of one sample after those of another; None if that is not known
     :param valid: Weights of the pairs, ``(batch,)``, or ``(batch, horizon)`` for a window: 1 where the next observation
         belongs to the same episode and is known, else 0; None if all are 1
-    :param target: Target embedding of the next observations ``(batch, embed_dim)``, where it is known already
+    :param target: Target embedding of the next observations ``(batch, embed_dim)``, for a horizon above 1
+        ``(batch, horizon, embed_dim)``, where it is known already
+    :param rewards: What each step brought, shaped as ``valid``; None unless the objective needs it
+    :param ends: 1 where a step ended its episode, and not for want of time, shaped as ``valid``; None unless the
+        objective needs it
     """
 
     encoder: nn.Module
@@ -28,6 +34,8 @@ class ObjectiveInput(NamedTuple):
     next_observations: Any = None
     valid: th.Tensor | None = None
     target: th.Tensor | None = None
+    rewards: th.Tensor | None = None
+    ends: th.Tensor | None = None
 
 
 class ObjectiveOutput(NamedTuple):

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_jepa.buffers.rollout import Transitions
+from sb3_jepa.buffers.transitions import Transitions
 from sb3_jepa.common import checks
 from sb3_jepa.common.actions import encode_actions, without_graph
 from sb3_jepa.common.divergence import check_gradients
