@@ -10,7 +10,7 @@ The folders, from the ground up; each imports only those above it in this list:
 - ``diagnostics``: measures of collapse, probes, attention, and pictures of them
 - ``buffers``: rollout and replay buffers of Stable-Baselines3 that know what came next
 - ``extractors``: the context encoder as features extractor, and encoder files
-- ``policies``: actor-critic policies that learn the objective in the backward pass of their algorithm
+- ``policies``: policies that learn the objective in the backward pass of their algorithm
 - ``alternating``: training of encoders between the rollouts of any algorithm
 - ``inspection``: a trained model's embeddings, predictions, surprise and episodes
 - ``envs``: pixel environments, and surprise as a reward
@@ -23,7 +23,7 @@ The folders, from the ground up; each imports only those above it in this list:
 
 The methods, and where their code is:
 
-- *JEPA for RL* (arXiv 2504.16591): ``objectives/next_latent.py`` and ``policies/joint.py``
+- *JEPA for RL* (arXiv 2504.16591): ``objectives/next_latent.py`` and ``policies``
 - *T-JEPA* (arXiv 2410.05016): ``objectives/t_jepa.py``
 - *SALT* (arXiv 2509.24317): ``objectives/salt.py`` and ``pretrain/salt.py``
 - *DMT-JEPA* (arXiv 2405.17995): ``objectives/dmt_jepa.py``
@@ -38,7 +38,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from sb3_jepa import old_paths
-from sb3_jepa.algorithms import A2C, PPO
+from sb3_jepa.algorithms import A2C, DDPG, DQN, PPO, SAC, TD3
 from sb3_jepa.buffers import (
     FrameDictReplayBuffer,
     FrameReplayBuffer,
@@ -70,7 +70,11 @@ old_paths.install()
 
 __all__ = [
     "A2C",
+    "DDPG",
+    "DQN",
     "PPO",
+    "SAC",
+    "TD3",
     "DmtJepa",
     "FrameDictReplayBuffer",
     "FrameReplayBuffer",
@@ -104,13 +108,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from sb3_jepa.algorithms.contrib import QRDQN as QRDQN
+    from sb3_jepa.algorithms.contrib import TQC as TQC
     from sb3_jepa.algorithms.contrib import MaskablePPO as MaskablePPO
     from sb3_jepa.algorithms.contrib import RecurrentPPO as RecurrentPPO
     from sb3_jepa.policies.contrib import MaskableJepaPolicy as MaskableJepaPolicy
     from sb3_jepa.policies.contrib import RecurrentJepaPolicy as RecurrentJepaPolicy
 
 # They need sb3-contrib
-_CONTRIB = ("MaskableJepaPolicy", "MaskablePPO", "RecurrentJepaPolicy", "RecurrentPPO")
+_CONTRIB = ("MaskableJepaPolicy", "MaskablePPO", "QRDQN", "RecurrentJepaPolicy", "RecurrentPPO", "TQC")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,16 +7,19 @@ from stable_baselines3.common.policies import BasePolicy
 try:
     import sb3_contrib
 except ImportError as error:
-    raise ImportError('MaskablePPO and RecurrentPPO need sb3-contrib: pip install "sb3-jepa[contrib]"') from error
+    raise ImportError(
+        'The algorithms of sb3_jepa.algorithms.contrib need sb3-contrib: pip install "sb3-jepa[contrib]"'
+    ) from error
 
 from sb3_jepa.algorithms.joint import JointPPO
+from sb3_jepa.algorithms.off_policy import JointOffPolicyTraining
 from sb3_jepa.buffers.contrib import (
     JepaMaskableDictRolloutBuffer,
     JepaMaskableRolloutBuffer,
     JepaRecurrentDictRolloutBuffer,
     JepaRecurrentRolloutBuffer,
 )
-from sb3_jepa.policies.contrib import MaskableJepaPolicy, RecurrentJepaPolicy
+from sb3_jepa.policies.contrib import MaskableJepaPolicy, QRDQNJepaPolicy, RecurrentJepaPolicy, TQCJepaPolicy
 from sb3_jepa.policies.joint import JointPolicy
 
 
@@ -61,3 +64,27 @@ class RecurrentPPO(JointPPO, sb3_contrib.RecurrentPPO):
                 gae_lambda=self.gae_lambda,
                 n_envs=self.n_envs,
             )
+
+
+class QRDQN(JointOffPolicyTraining, sb3_contrib.QRDQN):
+    """
+    sb3-contrib's Quantile Regression DQN, with ``JepaPolicy`` among its policies. Parameters and defaults are those of
+    ``sb3_contrib.QRDQN``.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        **sb3_contrib.QRDQN.policy_aliases,
+        "JepaPolicy": QRDQNJepaPolicy,
+    }
+
+
+class TQC(JointOffPolicyTraining, sb3_contrib.TQC):
+    """
+    sb3-contrib's Truncated Quantile Critics, with ``JepaPolicy`` among its policies. Parameters and defaults are those
+    of ``sb3_contrib.TQC``.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        **sb3_contrib.TQC.policy_aliases,
+        "JepaPolicy": TQCJepaPolicy,
+    }

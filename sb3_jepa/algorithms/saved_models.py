@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 
 from sb3_jepa.common.files import reading
-from sb3_jepa.policies.joint import JointPolicy
+from sb3_jepa.policies.learns_jointly import LearnsJointly
 
 # What a saved model always has
 MODEL_PARTS = ("data", "policy.pth")
@@ -93,7 +93,7 @@ def load_model(path: str | pathlib.Path, algorithm: str | None = None, device: s
             f"{path} holds a {policy_class.__name__}, which is a policy of no algorithm known here: say which one by "
             '`algorithm="module:class"`'
         )
-    if issubclass(policy_class, JointPolicy):
+    if issubclass(policy_class, LearnsJointly):
         room = "sb3_jepa.algorithms"
         is_stock = hasattr(stable_baselines3, cls.__name__)
         cls = getattr(import_module(room if is_stock else f"{room}.contrib"), cls.__name__)

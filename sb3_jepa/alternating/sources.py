@@ -88,12 +88,17 @@ class ReplaySource:
     @property
     def is_ready(self) -> bool:
         """Whether there is a new rollout, and the algorithm itself learns already."""
+        return self._is_new and self.has_samples
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether the algorithm itself learns already, from samples that there are."""
         buffer = self.model.replay_buffer
         # That of a model that was loaded is empty, and one for goals in hindsight needs an episode that has ended
         has_samples = buffer is not None and buffer.size() > 0
         if has_samples and isinstance(buffer, HerReplayBuffer):
             has_samples = bool((buffer.ep_length > 0).any())
-        return self._is_new and has_samples and self.model.num_timesteps > self.model.learning_starts
+        return has_samples and self.model.num_timesteps > self.model.learning_starts
 
     def latest(self, n_observations: int) -> Any:
         """

@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_jepa.callbacks.followed_inputs import has_passed
 from sb3_jepa.common.divergence import CAUSES, check_gradients, describe_divergence, describe_rates, optimizers_of
-from sb3_jepa.policies.joint import JointPolicy
+from sb3_jepa.policies.learns_jointly import LearnsJointly
 
 # The parameters are looked at after so many time steps
 STEPS_APART = 100
@@ -22,7 +22,7 @@ class DivergenceCallback(BaseCallback):
         self._has_warned = False
         self._n_steps_before = self.model.num_timesteps
         # A policy that learns jointly checks its gradients by itself
-        self._optimizers = [] if isinstance(self.model.policy, JointPolicy) else optimizers_of(self.model.policy)
+        self._optimizers = [] if isinstance(self.model.policy, LearnsJointly) else optimizers_of(self.model.policy)
         self._remove_hooks()
         for optimizer in self._optimizers:
             setattr(optimizer, HOOK, optimizer.register_step_pre_hook(lambda one, *_: check_gradients(one)))

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_jepa.alternating.sources import ReplaySource, RolloutSource
+from sb3_jepa.alternating.sources import ReplaySource
 from sb3_jepa.callbacks.first_rollouts import FirstRollouts
 from sb3_jepa.callbacks.followed_inputs import FollowedInputs
 from sb3_jepa.extractors.measuring import measure_inputs, n_inputs_to_measure
@@ -19,13 +20,11 @@ class InputStatisticsCallback(BaseCallback):
     then on, the statistics of vectors and grids follow what is observed.
 
     :param objectives: What the encoders learn, by the names of their networks
-    :param source: Where encoders that are trained in turn learn from, which must have been told of the rollout's end
     """
 
-    def __init__(self, objectives: Mapping[str, Objective], source: RolloutSource | ReplaySource | None):
+    def __init__(self, objectives: Mapping[str, Objective]):
         super().__init__()
         self._objectives = objectives
-        self._replay = source if isinstance(source, ReplaySource) else None
 
     @property
     def sees_nothing_vary(self) -> bool:
@@ -34,6 +33,7 @@ class InputStatisticsCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._followed = FollowedInputs(self.model)
+        self._replay = ReplaySource(self.model) if isinstance(self.model, OffPolicyAlgorithm) else None
         # Of an on-policy algorithm that still has inputs to measure
         self._first_rollouts: FirstRollouts | None = None
         if isinstance(self.model, OnPolicyAlgorithm):
@@ -65,7 +65,7 @@ class InputStatisticsCallback(BaseCallback):
         not enough, once more when there is enough, or as much as the buffer can hold.
         """
         policy, buffer = self.model.policy, replay.model.replay_buffer
-        n_missing = n_inputs_to_measure(policy) if replay.is_ready else 0
+        n_missing = n_inputs_to_measure(policy) if replay.has_samples else 0
         if n_missing == 0:
             return False
         assert buffer is not None

@@ -17,16 +17,16 @@ from sb3_jepa.common import checks
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.distributed.training import check_ranks
 from sb3_jepa.objectives import Objective
-from sb3_jepa.policies.joint import JointPolicy
+from sb3_jepa.policies.learns_jointly import LearnsJointly
 
 
 class JepaCallback(CallbackList):
     """
     Brings a JEPA to the training of any algorithm.
 
-    A policy that learns jointly, such as :class:`~sb3_jepa.JepaPolicy`, is accompanied: terminal observations are
-    reported to its rollout buffer. The algorithms of ``sb3_jepa`` add a callback by themselves; one of your own takes
-    its place.
+    A policy that learns jointly, such as :class:`~sb3_jepa.JepaPolicy`, is accompanied: on-policy, terminal
+    observations are reported to its rollout buffer. The algorithms of ``sb3_jepa`` add a callback by themselves; one of
+    your own takes its place.
 
     Any other policy is trained in turn: the algorithm learns from a rollout, then the encoders of the policy learn from
     it, or from the replay buffer, with an optimiser of their own. Pass ``features_extractor_class=JepaExtractor`` to
@@ -132,14 +132,14 @@ class JepaCallback(CallbackList):
     def _start(self) -> None:
         check_ranks(self.model)
         self.alternating = None
-        if not isinstance(self.policy, JointPolicy):
+        if not isinstance(self.policy, LearnsJointly):
             self.alternating = AlternatingTraining(self.model, **self._alternating_kwargs)
         elif given := [name for name, value in self._alternating_kwargs.items() if value is not None]:
             raise ValueError(
                 f"A {type(self.policy).__name__} is trained with what its `policy_kwargs` say, and not with "
                 f"JepaCallback's {', '.join(f'`{name}`' for name in given)}"
             )
-        inputs = InputStatisticsCallback(self.objectives, None if self.alternating is None else self.alternating.source)
+        inputs = InputStatisticsCallback(self.objectives)
         self.callbacks = [
             # Before the encoders learn: one that learns from what a diverged encoder computes would be blamed for it
             DivergenceCallback(),

@@ -15,7 +15,7 @@ from sb3_jepa.common.ranks import n_ranks, rank
 from sb3_jepa.common.sb3_privates import n_episodes
 from sb3_jepa.diagnostics import ObjectiveGauge, Verdict, assess
 from sb3_jepa.objectives import Objective
-from sb3_jepa.policies.joint import JointPolicy
+from sb3_jepa.policies.learns_jointly import LearnsJointly
 
 # A low rank may be that of a beginning: it is worth a warning when it was logged so many times in a row
 LOW_RANK_UPDATES = 5
@@ -148,7 +148,7 @@ class UpdateLogCallback(BaseCallback):
                 " Cure: a hinge on the deviation and decorrelated dimensions "
                 "(`objective_kwargs=dict(deviation_coef=1.0, covariance_coef=0.05)`)"
             )
-        if not isinstance(self.model.policy, JointPolicy):
+        if not isinstance(self.model.policy, LearnsJointly):
             return cure + " or a smaller `prediction_coef`, as arguments of JepaCallback."
         return (
             cure + ", the actor's and critic's gradient (`rl_gradient=True`), or a smaller `prediction_coef`, all in "

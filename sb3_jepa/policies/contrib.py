@@ -4,9 +4,12 @@ from typing import Any
 
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.qrdqn.policies import QRDQNPolicy
+from sb3_contrib.tqc.policies import TQCPolicy
 from torch import nn
 
 from sb3_jepa.policies.joint import JointPolicy
+from sb3_jepa.policies.off_policy import OffPolicyJointPolicy
 
 
 class MaskableJepaPolicy(JointPolicy, MaskableActorCriticPolicy):  # type: ignore[misc]
@@ -35,3 +38,19 @@ class RecurrentJepaPolicy(JointPolicy, RecurrentActorCriticPolicy):  # type: ign
             enable_critic_lstm=self.enable_critic_lstm,
             lstm_kwargs=self.lstm_kwargs,
         )
+
+
+class QRDQNJepaPolicy(OffPolicyJointPolicy, QRDQNPolicy):
+    """
+    Policy for ``QRDQN`` whose quantile network also learns a JEPA objective, see
+    :class:`~sb3_jepa.policies.off_policy.OffPolicyJointPolicy` for its parameters.
+    """
+
+    learner = "quantile_net"
+
+
+class TQCJepaPolicy(OffPolicyJointPolicy, TQCPolicy):
+    """
+    Policy for ``TQC`` whose critic also learns a JEPA objective, see
+    :class:`~sb3_jepa.policies.off_policy.OffPolicyJointPolicy` for its parameters.
+    """

@@ -5,20 +5,20 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import BasePolicy
 
 from sb3_jepa.common.files import in_memory, write_file
 from sb3_jepa.common.ranks import rank
 from sb3_jepa.common.state_dicts import HOW_TO_FIT, find_misfits, warn_if_not_finite
 
 if TYPE_CHECKING:
-    _Base = ActorCriticPolicy
+    _Base = BasePolicy
 else:
     _Base = object
 
 
 class PolicyFiles(_Base):
-    """What :class:`~sb3_jepa.policies.JointPolicy` does in its own way when it is saved and loaded."""
+    """What a policy that learns jointly does in its own way when it is saved and loaded."""
 
     def save(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:  # type: ignore[override]
         """

@@ -43,7 +43,7 @@ NO_OBJECTIVE = dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0
 def explicit_loss(model, policy: JepaPolicy, coefficients: dict[str, float], rl_gradient: bool) -> th.Tensor:
     """PPO's loss plus JEPA's loss, from the equations and with nothing attached to anything."""
     (samples,) = model.rollout_buffer.get(model.batch_size)
-    x, actions, y, valid, _, _ = samples.observations
+    x, actions, y, valid, *_ = samples.observations
     # Bytes, for on inputs that are hardly apart the gradients differ by how those are rounded
     s_x = policy.features_extractor(x)
     with th.no_grad():
