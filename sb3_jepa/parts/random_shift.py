@@ -33,11 +33,10 @@ def random_shift(images: th.Tensor, pad: int, channels_last: bool = False) -> th
     offsets = th.randint(-pad, pad + 1, (2, len(images), 1), device=images.device)
     rows = (th.arange(height, device=images.device) + offsets[0]).clamp_(0, height - 1)
     columns = (th.arange(width, device=images.device) + offsets[1]).clamp_(0, width - 1)
-    source = rows[:, :, None] * width + columns[:, None]
+    source = (rows[:, :, None] * width + columns[:, None]).view(len(images), 1, height * width)
+    shape: tuple[int, ...] = (len(images), -1, height * width)
     if is_last:
-        n_channels = images.shape[-1]
-        source = source[..., None] * n_channels + th.arange(n_channels, device=images.device)
-    # Look up along the last axis: along any other it takes three times as long
-    source = source.view(len(images), 1, -1)
-    pixels = images.reshape(len(images), -1, source.shape[-1])
+        shape, source = (*shape, images.shape[-1]), source[..., None]
+    pixels = images.reshape(shape)
+    # Without channels this is the last axis, along which a look-up takes a third of the time
     return pixels.gather(2, source.expand_as(pixels)).view(images.shape)
