@@ -7,6 +7,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
+from sb3_jepa.buffers.shifted_images import check_random_shift, shift_images
 from sb3_jepa.common.divergence import check_gradients, optimizers_of
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.diagnostics import ObjectiveGauge
@@ -24,6 +25,7 @@ class EncoderLearner:
     :param objective_class: What it learns
     :param objective_kwargs: Keyword arguments to pass to the objective
     :param learning_rate: Of the optimiser (Adam)
+    :raises ValueError: If the objective shifts images, and the observations have none
     """
 
     def __init__(
@@ -35,6 +37,8 @@ class EncoderLearner:
         learning_rate: float,
     ):
         objective = _make_objective(model, encoder, objective_class, objective_kwargs)
+        self.observation_space = model.observation_space
+        check_random_shift(objective.random_shift, self.observation_space)
         self.encoder, self.objective, self.gauge = encoder, objective, ObjectiveGauge()
         self.objective_kwargs = objective_kwargs
         self.gauge.to(next(encoder.parameters()).device)
@@ -52,6 +56,7 @@ class EncoderLearner:
         :param next_observations: Preprocessed next observations
         :param valid: ``(batch,)``, 1 where the next observation is known
         """
+        observations, next_observations = map(self._shift, (observations, next_observations))
         embedding = self.gauge.watch_gradient("all", self.encoder(observations))
         output = self.objective(
             ObjectiveInput(self.encoder, observations, embedding, actions, next_observations, valid)
@@ -65,6 +70,9 @@ class EncoderLearner:
         # The algorithm's optimiser has the encoder too
         self.optimizer.zero_grad()
         self.gauge.add(embedding, output)
+
+    def _shift(self, observations: Any) -> Any:
+        return shift_images(observations, self.observation_space, self.objective.random_shift)
 
     @property
     def state(self) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.preprocessing import get_obs_shape
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa.buffers.frames import FrameStacks, has_frames
+from sb3_jepa.buffers.shifted_images import check_random_shift, shift_images
 from sb3_jepa.common import checks
 from sb3_jepa.common.observations import as_observations, by_key
 
@@ -26,8 +28,14 @@ class SharedFrames(ReplayBuffer):
     :param optimize_memory_usage: Not accepted, for next observations are stored once already
     :param handle_timeout_termination: Handle timeout termination (due to timelimit) separately and treat the task as
         infinite horizon task
-    :raises ValueError: With ``optimize_memory_usage``
+    :param random_shift: By how many pixels the images of each sample are shifted at random, those of observations and
+        of next observations by draws of their own, see :func:`~sb3_jepa.parts.random_shift`; 0 for none
+    :raises ValueError: With ``optimize_memory_usage``; or if ``random_shift`` is not 0 and there is no image, or one
+        that is not larger
     """
+
+    # What a buffer that was pickled before there was a shift goes on with
+    random_shift = 0
 
     def __init__(
         self,
@@ -38,12 +46,14 @@ class SharedFrames(ReplayBuffer):
         n_envs: int = 1,
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
+        random_shift: int = 0,
     ):
         if checks.flag("optimize_memory_usage", optimize_memory_usage):
             raise ValueError(
                 f"{type(self).__name__} stores next observations once by itself, and forgets none: "
                 "`optimize_memory_usage` must be False, got True"
             )
+        self.random_shift = check_random_shift(random_shift, observation_space)
         keyed = by_key(observation_space)
         spaces_of_frames = {key: space for key, space in keyed.items() if has_frames(space)}
         # An array of the whole stacks is not even to be asked for
@@ -74,13 +84,33 @@ class SharedFrames(ReplayBuffer):
         """
         return super().to_torch(array, copy=False)
 
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> Any:
+        """
+        :param batch_size: Number of samples
+        :param env: What normalizes observations and rewards
+        :return: Samples, whose images are shifted with ``random_shift``
+        """
+        samples = super().sample(batch_size, env=env)
+        return samples._replace(
+            observations=self.shift(samples.observations), next_observations=self.shift(samples.next_observations)
+        )
+
+    def shift(self, observations: Any) -> Any:
+        """
+        Shift images as those of samples are, each observation by a draw of its own.
+
+        :param observations: Tensor ``(batch, ..., *observation shape)``, or a dictionary of such
+        :return: The shifted observations; with ``random_shift=0`` the same
+        """
+        return shift_images(observations, self.observation_space, self.random_shift)
+
 
 class FrameReplayBuffer(SharedFrames):
     """
     Replay buffer for images and stacks of them with a fraction of the memory, see :class:`SharedFrames`. Pass it as
-    ``replay_buffer_class``. The parameters are those of ``ReplayBuffer``.
+    ``replay_buffer_class``. The parameters are those of ``ReplayBuffer`` and ``random_shift``.
 
-    :raises ValueError: If the observations are a ``Dict``, or with ``optimize_memory_usage``
+    :raises ValueError: If the observations are a ``Dict``, or as :class:`SharedFrames`
     """
 
     def __init__(self, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any):
@@ -95,9 +125,10 @@ class FrameReplayBuffer(SharedFrames):
 class FrameDictReplayBuffer(SharedFrames, DictReplayBuffer):  # type: ignore[misc]
     """
     The same for ``Dict`` observations: each image of them is stored with a fraction of the memory, see
-    :class:`SharedFrames`. Pass it as ``replay_buffer_class``. The parameters are those of ``DictReplayBuffer``.
+    :class:`SharedFrames`. Pass it as ``replay_buffer_class``. The parameters are those of ``DictReplayBuffer``
+    and ``random_shift``.
 
-    :raises ValueError: If the observations are no ``Dict``, or with ``optimize_memory_usage``
+    :raises ValueError: If the observations are no ``Dict``, or as :class:`SharedFrames`
     """
 
     def __init__(self, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any):

@@ -13,6 +13,7 @@ from sb3_jepa.parts.masks import BlockMasks, Masks, MaskSampler, SubsetMasks
 from sb3_jepa.parts.neighbors import NeighborAggregation
 from sb3_jepa.parts.patches import PatchTokenizer, default_patch_size
 from sb3_jepa.parts.predictors import ActionConditionedPredictor, MaskedPredictor, position_code
+from sb3_jepa.parts.random_shift import random_shift
 from sb3_jepa.parts.standardization import InputStandardization, measuring
 from sb3_jepa.parts.standardized_patches import StandardizedGridTokenizer, StandardizedPatchTokenizer
 from sb3_jepa.parts.targets import MomentumEncoder, TargetEncoder
@@ -53,6 +54,7 @@ __all__ = [
     "measuring",
     "position_code",
     "prediction_loss",
+    "random_shift",
     "variance_loss",
     "weighted_mean",
 ]

@@ -97,6 +97,12 @@ PARTS = [
     Call(
         parts.deviation_loss, lambda: dict(embedding=th.rand(4, 3)), dict(epsilon=NOT_NEGATIVE), dict(embedding=TENSORS)
     ),
+    Call(
+        parts.random_shift,
+        lambda: dict(images=th.rand(2, 3, 8, 8), pad=2),
+        dict(pad=COUNT_FROM_0, channels_last=FLAG),
+        dict(images=TENSORS),
+    ),
     Call(parts.position_code, lambda: dict(grid=(2, 3), dim=8), dict(grid=SIZES, dim=COUNT)),
     Call(
         parts.CategoryTokenizer,

@@ -184,7 +184,7 @@ FACE = [
         Call(
             buffer_class,
             functools.partial(dict, buffer_size=2, observation_space=space, action_space=spaces.Discrete(2)),
-            dict(optimize_memory_usage=NONE_OF_THEM),
+            dict(optimize_memory_usage=NONE_OF_THEM, random_shift=COUNT_FROM_0),
             dict.fromkeys(("buffer_size", "observation_space", "args", "kwargs"), OF_SB3),
         )
         for buffer_class, space in ((sb3_jepa.FrameReplayBuffer, IMAGE), (sb3_jepa.FrameDictReplayBuffer, BOTH))
