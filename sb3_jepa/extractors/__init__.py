@@ -2,6 +2,7 @@
 
 from sb3_jepa.extractors.files import describe_encoder, read_encoder
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.extractors.mlp_extractor import MlpExtractor
 from sb3_jepa.extractors.transfer import load_encoder, save_encoder
 
-__all__ = ["JepaExtractor", "describe_encoder", "load_encoder", "read_encoder", "save_encoder"]
+__all__ = ["JepaExtractor", "MlpExtractor", "describe_encoder", "load_encoder", "read_encoder", "save_encoder"]

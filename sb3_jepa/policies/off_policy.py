@@ -16,6 +16,8 @@ from torch import nn
 from sb3_jepa.buffers.transitions import Transitions
 from sb3_jepa.common import checks
 from sb3_jepa.common.actions import encode_actions
+from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.extractors.mlp_extractor import MlpExtractor, has_only_vectors
 from sb3_jepa.objectives import ObjectiveInput
 from sb3_jepa.policies.learns_jointly import LearnsJointly
 
@@ -55,6 +57,8 @@ class OffPolicyJointPolicy(LearnsJointly):
     :param lr_schedule: Learning rate schedule (could be constant)
     :param actor_gradient: Whether the gradient of the actor's loss reaches the encoder too, by the actor's optimiser.
         This takes one more forward and backward pass of the encoder.
+    :param features_extractor_class: The context encoder. By default :class:`~sb3_jepa.extractors.MlpExtractor` if there
+        are only vectors and categories, else :class:`~sb3_jepa.JepaExtractor`.
     :param encoder_lr_factor: As of :class:`~sb3_jepa.policies.learns_jointly.LearnsJointly`
     :param kwargs: The further parameters of :class:`~sb3_jepa.policies.learns_jointly.LearnsJointly`, and of the policy
         that this is mixed into
@@ -72,9 +76,12 @@ class OffPolicyJointPolicy(LearnsJointly):
         lr_schedule: Schedule,
         *,
         actor_gradient: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         encoder_lr_factor: float | Schedule = 1.0,
         **kwargs: Any,
     ):
+        if features_extractor_class is None:
+            features_extractor_class = MlpExtractor if has_only_vectors(observation_space) else JepaExtractor
         self.actor_gradient = checks.flag("actor_gradient", actor_gradient)
         if self.actor_gradient and self.learner != "critic":
             raise ValueError(f"`actor_gradient` must be False for a {type(self).__name__}: it has no actor, got True")
@@ -90,7 +97,14 @@ class OffPolicyJointPolicy(LearnsJointly):
         self._inputs: Any = None
         self._embedding: th.Tensor | None = None
         self._next_embeddings: dict[BaseFeaturesExtractor, th.Tensor] = {}
-        super().__init__(observation_space, action_space, lr_schedule, encoder_lr_factor=encoder_lr_factor, **kwargs)
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=features_extractor_class,
+            encoder_lr_factor=encoder_lr_factor,
+            **kwargs,
+        )
 
     def _build(self, lr_schedule: Schedule) -> None:
         """
