@@ -8,6 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
+from sb3_jepa.buffers.shifted_images import shift_images
 from sb3_jepa.buffers.transitions import Transitions
 from sb3_jepa.common import checks
 from sb3_jepa.common.actions import encode_actions, without_graph
@@ -129,18 +130,25 @@ class JointPolicy(_Base):
             )
             for index, name in enumerate(self.encoders):
                 if name in self.objectives:
-                    embedding = embeddings[index] if mask is None else embeddings[index][mask]
+                    objective, embedding, seen, led_to = (
+                        self.objectives[name],
+                        embeddings[index],
+                        real,
+                        next_observations,
+                    )
+                    if objective.random_shift > 0:
+                        seen, led_to = (
+                            None
+                            if images is None
+                            else shift_images(images, self.observation_space, objective.random_shift)
+                            for images in (real, next_observations)
+                        )
+                        embedding = encoders[index](seen)
+                    elif mask is not None:
+                        embedding = embedding[mask]
                     target = None if obs.targets is None else obs.targets[name]
                     batch = ObjectiveInput(
-                        encoders[index],
-                        real,
-                        embedding,
-                        actions,
-                        next_observations,
-                        obs.valid,
-                        target,
-                        obs.rewards,
-                        obs.ends,
+                        encoders[index], seen, embedding, actions, led_to, obs.valid, target, obs.rewards, obs.ends
                     )
                     features[index] = self._attach_objective(name, features[index], embeddings[index], batch)
         return features[0] if self.share_features_extractor else tuple(features)

@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_jepa.buffers.shifted_images import check_random_shift, shift_images
 from sb3_jepa.common import checks
 from sb3_jepa.common.divergence import check_gradients
 from sb3_jepa.common.observations import by_key
@@ -145,6 +146,7 @@ class LearnsJointly(PolicyFiles):
                 for name in learners
             }
         )
+        check_random_shift(self.objective.random_shift, self.observation_space)
         self.gauges = nn.ModuleDict({name: ObjectiveGauge() for name in learners})  # type: ignore[assignment]
 
     def _make_optimizer(self, lr_schedule: Schedule, parameters: Iterable[nn.Parameter]) -> th.optim.Optimizer:
@@ -238,16 +240,17 @@ class LearnsJointly(PolicyFiles):
         """
         gauge = self.gauges[name]
         output = self.objectives[name](batch)
-        is_reached = features.requires_grad
+        assert batch.embedding is not None
+        # With a random shift the objective has an embedding of its own
+        is_reached, is_shifted = features.requires_grad, self.objectives[name].random_shift > 0
         # Coefficients of 0 leave a constant, which has no gradient to attach
         if output.loss.requires_grad:
-            gauge.watch_gradient("all", embedding)
+            gauge.watch_gradient("all", batch.embedding if is_shifted else embedding)
             output.loss.register_hook(partial(self._check_backward, name))
             scale = 1.0 if self.loss_scale is None else self.loss_scale
             features = attach_loss(features, output.loss, scale)
-        if is_reached:
+        if is_reached and not is_shifted:
             gauge.watch_gradient("rl", features)
-        assert batch.embedding is not None
         gauge.add(batch.embedding, output)
         self._loss_attached = True
         return features
@@ -260,7 +263,10 @@ class LearnsJointly(PolicyFiles):
         :return: The target embeddings ``(batch, embed_dim)``, by the names of the encoders
         """
         inputs = self._preprocess(next_observations)
-        return {name: objective.target_encoder(inputs) for name, objective in self.objectives.items()}
+        return {
+            name: objective.target_encoder(shift_images(inputs, self.observation_space, objective.random_shift))
+            for name, objective in self.objectives.items()
+        }
 
     def _preprocess(self, observations: PyTorchObs) -> Any:
         return preprocess(observations, self.observation_space, self.normalize_images, self.encoders.values())
