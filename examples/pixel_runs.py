@@ -25,7 +25,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tqdm import tqdm
 
 from sb3_jepa.common.files import replace_when_complete
@@ -65,6 +65,18 @@ def make_env(env_id: str, n_envs: int, seed: int, screen_size: int | None = None
         return env
 
     return make_pixel_vec_env(make, n_envs=n_envs, seed=seed)
+
+
+def make_training_env(settings: dict[str, Any], gamma: float) -> VecEnv:
+    """
+    The environments that a run is trained in.
+
+    :param settings: Of the run: ``environment``, ``seed`` and ``normalize_reward``
+    :param gamma: The algorithm's discount
+    """
+    env = make_env(**settings["environment"], seed=settings["seed"])
+    # A critic that predicts returns in the hundreds would dominate the gradient of a shared encoder
+    return VecNormalize(env, norm_obs=False, gamma=gamma) if settings["normalize_reward"] else env
 
 
 def evaluate(model: BaseAlgorithm, settings: dict[str, Any]) -> list[float]:

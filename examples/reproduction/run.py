@@ -15,12 +15,11 @@ from typing import Any
 from arms import ARMS, TASKS
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import PPO, JepaPolicy
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
-from pixel_runs import ReportSteps, add_run_arguments, make_env, run_missing, start_run, train, write_result
+from pixel_runs import ReportSteps, add_run_arguments, make_training_env, run_missing, start_run, train, write_result
 
 HYPERPARAMETERS = ("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "target_kl")
 
@@ -48,11 +47,8 @@ def make_settings(task: str, arm: str, seed: int, timesteps: int) -> dict[str, A
 
 def make_model(settings: dict[str, Any]) -> PPO:
     """The untrained model of a run, with its environments."""
-    env = make_env(**settings["environment"], seed=settings["seed"])
     ppo = dict(settings["ppo"])
-    if settings["normalize_reward"]:
-        # A critic that predicts returns in the hundreds would dominate the gradient of a shared encoder
-        env = VecNormalize(env, norm_obs=False, gamma=ppo.get("gamma", 0.99))
+    env = make_training_env(settings, ppo.get("gamma", 0.99))
     if "learning_rate_falls" in ppo:
         start, end = ppo.pop("learning_rate_falls")
         ppo["learning_rate"] = LinearSchedule(start, end, 1.0)
