@@ -23,8 +23,11 @@ from sb3_jepa import FrameReplayBuffer, JepaCallback, JepaExtractor
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 from pixel_runs import ReportSteps, add_run_arguments, make_training_env, run_missing, start_run, train, write_result
 
-# All that is not said here is the default of Stable-Baselines3, and the same for all arms. One update for four steps and
-# minibatches of 32, as rl-baselines3-zoo has it for Atari, because a run is to take minutes on one thread.
+# The same for all arms; what is not said is the default of Stable-Baselines3. As rl-baselines3-zoo has it for Atari, there
+# is an update of 32 samples for each four steps: a run is to take minutes on one thread
+HYPERPARAMETERS: dict[str, Any] = dict(
+    learning_rate=5e-4, batch_size=32, buffer_size=50_000, learning_starts=1_024, train_freq=1, gradient_steps=1
+)
 TASKS: dict[str, dict[str, Any]] = {
     "cartpole": dict(
         timesteps=50_000,
@@ -33,12 +36,7 @@ TASKS: dict[str, dict[str, Any]] = {
         normalize_reward=True,
         algorithm="DQN",
         hyperparameters=dict(
-            learning_rate=5e-4,
-            batch_size=32,
-            buffer_size=50_000,
-            learning_starts=1_024,
-            train_freq=1,
-            gradient_steps=1,
+            HYPERPARAMETERS,
             gamma=0.99,
             # A return of 100 needs as many copies of the target network: each passes it on by one step
             target_update_interval=200,
@@ -52,15 +50,7 @@ TASKS: dict[str, dict[str, Any]] = {
         environment=dict(env_id="Pendulum-v1", n_envs=4, screen_size=128),
         normalize_reward=True,
         algorithm="SAC",
-        hyperparameters=dict(
-            learning_rate=5e-4,
-            batch_size=32,
-            buffer_size=30_000,
-            learning_starts=1_024,
-            train_freq=1,
-            gradient_steps=1,
-            gamma=0.9,
-        ),
+        hyperparameters=dict(HYPERPARAMETERS, gamma=0.9),
     ),
 }
 
