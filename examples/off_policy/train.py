@@ -23,8 +23,8 @@ from sb3_jepa import FrameReplayBuffer, JepaCallback, JepaExtractor
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 from pixel_runs import ReportSteps, add_run_arguments, make_training_env, run_missing, start_run, train, write_result
 
-# The same for all arms; what is not said is the default of Stable-Baselines3. As rl-baselines3-zoo has it for Atari, there
-# is an update of 32 samples for each four steps: a run is to take minutes on one thread
+# The same for all arms; what is not said is the default of Stable-Baselines3. There is an update of 32 samples for each
+# four steps, as rl-baselines3-zoo has it for Atari: a run is to take minutes on one thread
 HYPERPARAMETERS: dict[str, Any] = dict(
     learning_rate=5e-4, batch_size=32, buffer_size=50_000, learning_starts=1_024, train_freq=1, gradient_steps=1
 )
