@@ -78,6 +78,12 @@ ARMS: dict[str, dict[str, Any]] = {
     ),
     "without-changes": default(features_extractor_kwargs=dict(frames_as="channels")),
     "without-slow-encoder": default(encoder_lr_factor=1.0),
+    # More to learn from the same embedding: several steps ahead, and heads with a weight of their own
+    "steps-ahead-3": default(objective_kwargs=dict(steps_ahead=3)),
+    "steps-ahead-5": default(objective_kwargs=dict(steps_ahead=5)),
+    "reward-head": default(objective_kwargs=dict(reward_coef=1.0)),
+    "end-head": default(objective_kwargs=dict(end_coef=1.0)),
+    "inverse-head": default(objective_kwargs=dict(inverse_coef=1.0)),
     # Faster: the target encoder embeds a rollout once; half of the tokens, those that differ most from what is known;
     # no token of a patch that did not change while a random policy acted
     "targets-by-rollout": default(objective_kwargs=dict(target_refresh="rollout")),

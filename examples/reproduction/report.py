@@ -4,9 +4,8 @@ python examples/reproduction/report.py --folder runs/reproduction --out runs/rep
 """
 
 import argparse
-import json
 import pathlib
-from collections.abc import Callable
+import sys
 
 import matplotlib
 
@@ -16,6 +15,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from pixel_runs import bootstrap_interval, finished_results
 
 RETURN, VARIANCE = "rollout/ep_rew_mean", "jepa/embedding_variance"
 # The panels of CartPole's figure
@@ -62,19 +64,6 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
     return np.sort(values, axis=-1)[..., n_cut : values.shape[-1] - n_cut].mean(axis=-1)
 
 
-def bootstrap_interval(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """
-    95 % bootstrap interval over runs.
-
-    :param values: ``(..., runs)``
-    :param statistic: Of the last axis
-    :return: Lower and upper end, ``(2, ...)``
-    """
-    n_runs = values.shape[-1]
-    picked = np.random.default_rng(0).integers(n_runs, size=(2_000, n_runs))
-    return np.percentile(statistic(values[..., picked]), (2.5, 97.5), axis=-1)
-
-
 class Arm:
     """
     The finished runs of one arm on one task.
@@ -84,8 +73,8 @@ class Arm:
 
     def __init__(self, folder: pathlib.Path):
         self.name = folder.name
-        runs = [run for run in sorted(folder.glob("seed*")) if (run / "result.json").exists()]
-        self.results = [json.loads((run / "result.json").read_text()) for run in runs]
+        runs = finished_results(folder)
+        self.results = list(runs.values())
         self.tables = [pd.read_csv(run / "progress.csv") for run in runs]
         self.timesteps = self.results[0]["timesteps"] if runs else 0
         self.returns = np.array([result["mean_return_of_last_100_episodes"] for result in self.results])
