@@ -208,10 +208,12 @@ class OffPolicyJointPolicy(LearnsJointly):
         if self._minibatch is not None:
             if obs is self._minibatch.observations and not is_target:
                 return self._features_of_minibatch(encoder, self._minibatch, reads_only=reader != self.learner)
-            # The targets of actor and critic read one embedding
-            if obs is self._next_observations and not th.is_grad_enabled():
+            # Not only where gradients are off: Stable-Baselines3's critics switch them on for their features
+            if obs is self._next_observations and (is_target or not th.is_grad_enabled()):
                 if encoder not in self._next_embeddings:
-                    self._next_embeddings[encoder] = encoder(self._preprocess(obs))
+                    with th.no_grad():
+                        self._next_embeddings[encoder] = encoder(self._preprocess(obs))
+                # The targets of actor and critic read one embedding
                 return self._next_embeddings[encoder]
         return encoder(self._preprocess(obs))
 
