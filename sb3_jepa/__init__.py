@@ -49,7 +49,7 @@ from sb3_jepa.buffers import (
 from sb3_jepa.callbacks import JepaCallback, PictureCallback, ProbeCallback
 from sb3_jepa.data import Recordings
 from sb3_jepa.envs import VecSurprise
-from sb3_jepa.extractors import JepaExtractor, load_encoder, read_encoder, save_encoder
+from sb3_jepa.extractors import JepaExtractor, MlpExtractor, load_encoder, read_encoder, save_encoder
 from sb3_jepa.inspection import LatentModel, noise_diagnostic, surprise
 from sb3_jepa.objectives import (
     DmtJepa,
@@ -85,6 +85,7 @@ __all__ = [
     "JepaRolloutBuffer",
     "LatentModel",
     "MaskedPrediction",
+    "MlpExtractor",
     "NextLatentPrediction",
     "Objective",
     "ObjectiveInput",

@@ -9,7 +9,7 @@ from torch import nn
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.observations import by_key
-from sb3_jepa.common.spaces import spaces_by_key
+from sb3_jepa.common.spaces import ARRAY_SPACES, spaces_by_key
 
 
 class MlpExtractor(BaseFeaturesExtractor):
@@ -67,6 +67,6 @@ def has_only_vectors(observation_space: spaces.Space) -> bool:
     :return: Whether it has neither images nor grids
     """
     return all(
-        not isinstance(space, spaces.Box) or len(space.shape) == 1
+        isinstance(space, ARRAY_SPACES) and not (isinstance(space, spaces.Box) and len(space.shape) != 1)
         for space in spaces_by_key(observation_space).values()
     )

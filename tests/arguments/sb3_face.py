@@ -58,11 +58,18 @@ MONITOR = dict(every_n_rollouts=or_none(COUNT), encoder=or_none(TEXT), verbose=C
 ALGORITHMS = [
     Call(
         algorithm,
-        lambda: dict(policy="JepaPolicy", env=cartpole(), device="cpu", policy_kwargs=dict(SMALL_POLICY)),
+        lambda env=env, policy_kwargs=policy_kwargs: dict(
+            policy="JepaPolicy", env=env(), device="cpu", policy_kwargs=dict(policy_kwargs)
+        ),
         dict(policy=CLASS, policy_kwargs=KEYWORDS),
         dict(args=OF_SB3, kwargs=OF_SB3),
     )
-    for algorithm in (sb3_jepa.PPO, sb3_jepa.A2C)
+    for algorithms, env, policy_kwargs in (
+        ((sb3_jepa.PPO, sb3_jepa.A2C), cartpole, SMALL_POLICY),
+        ((sb3_jepa.DQN,), cartpole, dict(net_arch=[16])),
+        ((sb3_jepa.SAC, sb3_jepa.TD3, sb3_jepa.DDPG), lambda: "Pendulum-v1", dict(net_arch=[16])),
+    )
+    for algorithm in algorithms
 ]
 
 FACE = [
@@ -85,6 +92,11 @@ FACE = [
         ),
         dict(observation_space=OF_SB3, action_space=OF_SB3, lr_schedule=OF_SB3, kwargs=OF_SB3),
         run=lambda **kwargs: sb3_jepa.PPO("JepaPolicy", cartpole(), policy_kwargs=kwargs, **SMALL_PPO),
+    ),
+    Call(
+        sb3_jepa.MlpExtractor,
+        lambda: dict(observation_space=spaces.Box(-1, 1, (3,))),
+        dict(observation_space=INSTANCE, embed_dim=COUNT, hidden_dim=COUNT, hidden_layers=COUNT),
     ),
     Call(
         sb3_jepa.JepaExtractor,
