@@ -290,7 +290,15 @@ class JointPolicy(PolicyFiles):
                     embedding = embeddings[index] if mask is None else embeddings[index][mask]
                     target = None if obs.targets is None else obs.targets[name]
                     batch = ObjectiveInput(
-                        encoders[index], real, embedding, actions, next_observations, obs.valid, target
+                        encoders[index],
+                        real,
+                        embedding,
+                        actions,
+                        next_observations,
+                        obs.valid,
+                        target,
+                        obs.rewards,
+                        obs.ends,
                     )
                     output = self.objectives[name](batch)
                     is_reached = features[index].requires_grad
