@@ -8,6 +8,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_jepa.buffers.shifted_images import check_random_shift, shift_images
+from sb3_jepa.buffers.transitions import Transitions
 from sb3_jepa.common.divergence import check_gradients, optimizers_of
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.diagnostics import ObjectiveGauge
@@ -47,19 +48,27 @@ class EncoderLearner:
         # They change the encoder too
         self._optimizers_of_model = optimizers_of(model.policy)
 
-    def learn(self, observations: Any, actions: th.Tensor, next_observations: Any, valid: th.Tensor) -> None:
+    def learn(self, transitions: Transitions) -> None:
         """
         One step of the optimiser.
 
-        :param observations: Preprocessed observations, ``(batch, ...)``
-        :param actions: Encoded actions ``(batch, action dim)``
-        :param next_observations: Preprocessed next observations
-        :param valid: ``(batch,)``, 1 where the next observation is known
+        :param transitions: Preprocessed observations and encoded actions; of windows that are longer than the horizon
+            of its objective, it takes the first steps
         """
-        observations, next_observations = map(self._shift, (observations, next_observations))
+        batch = transitions.first_steps(max(1, self.objective.horizon))
+        observations, next_observations = map(self._shift, (batch.observations, batch.next_observations))
         embedding = self.gauge.watch_gradient("all", self.encoder(observations))
         output = self.objective(
-            ObjectiveInput(self.encoder, observations, embedding, actions, next_observations, valid)
+            ObjectiveInput(
+                self.encoder,
+                observations,
+                embedding,
+                batch.actions,
+                next_observations,
+                batch.valid,
+                rewards=batch.rewards,
+                ends=batch.ends,
+            )
         )
         self.optimizer.zero_grad()
         if output.loss.requires_grad:

@@ -36,7 +36,9 @@ class RolloutSource:
         if self._next is None or buffer.pos == 0:
             self._next = NextObservationIndex(buffer.buffer_size, buffer.n_envs)
         self._next.record_step(
-            buffer.pos, buffer.observations, row_locals["new_obs"], row_locals["dones"], row_locals["infos"]
+            buffer.pos,
+            buffer.observations,
+            *(row_locals[name] for name in ("new_obs", "dones", "infos", "rewards")),
         )
 
     def on_rollout_end(self) -> None:
@@ -49,10 +51,14 @@ class RolloutSource:
         self._actions = buffer.actions
         self.is_ready = True
 
-    def minibatches(self, n_updates: int | None, batch_size: int) -> Iterator[Transitions]:
+    def minibatches(
+        self, n_updates: int | None, batch_size: int, horizon: int = 1, with_rewards: bool = False
+    ) -> Iterator[Transitions]:
         """
         :param n_updates: Number of minibatches; by default one pass over the rollout
         :param batch_size: Size of a minibatch
+        :param horizon: Number of steps from each row on; for more than 1, windows of them
+        :param with_rewards: Whether the transitions have rewards and ends of episodes
         :return: Every row once before any of them twice
         """
         assert self._next is not None
@@ -68,11 +74,18 @@ class RolloutSource:
                 order = np.concatenate((order, np.random.permutation(n_rows)))  # noqa: NPY002
             rows, order = order[:batch_size], order[batch_size:]
             taken = {key: array[rows] for key, array in observations.items()}
+            ahead = self._next.look_ahead(rows, horizon, with_rewards)
+            rewards, ends = (
+                None if outcomes is None else th.as_tensor(outcomes, device=device)
+                for outcomes in (ahead.rewards, ahead.ends)
+            )
             yield Transitions(
                 obs_as_tensor(as_observations(taken), device),
-                th.as_tensor(actions[rows], dtype=th.float32, device=device),
-                obs_as_tensor(self._next.take(observations, rows), device),
-                th.as_tensor(self._next.valid[rows], device=device),
+                th.as_tensor(actions[ahead.rows], dtype=th.float32, device=device),
+                obs_as_tensor(self._next.take(observations, ahead.rows.flatten()), device),
+                th.as_tensor(ahead.valid, device=device),
+                rewards=rewards,
+                ends=ends,
             )
         self.is_ready = False
 

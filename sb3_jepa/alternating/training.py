@@ -103,11 +103,16 @@ class AlternatingTraining:
         was_training = self.model.policy.training
         for learner in self.learners.values():
             learner.encoder.train()
-        for transitions in self.source.minibatches(self.n_updates, self.batch_size):
-            observations = self._preprocess(transitions.observations)
-            next_observations = self._preprocess(transitions.next_observations)
-            actions = encode_actions(transitions.actions, self.model.action_space, is_scaled)
+        # One source for all learners
+        horizon = max(1, *(objective.horizon for objective in self.objectives.values()))
+        with_rewards = any(objective.needs_rewards for objective in self.objectives.values())
+        for transitions in self.source.minibatches(self.n_updates, self.batch_size, horizon, with_rewards):
+            transitions = transitions._replace(
+                observations=self._preprocess(transitions.observations),
+                actions=encode_actions(transitions.actions, self.model.action_space, is_scaled),
+                next_observations=self._preprocess(transitions.next_observations),
+            )
             for learner in self.learners.values():
-                learner.learn(observations, actions, next_observations, transitions.valid)
+                learner.learn(transitions)
         for learner in self.learners.values():
             learner.encoder.train(was_training)

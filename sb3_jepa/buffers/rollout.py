@@ -1,7 +1,7 @@
 """Rollout buffers that know what came next, and store stacked frames once."""
 
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -12,11 +12,27 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa.buffers.frames import FrameStacks, has_frames
 from sb3_jepa.buffers.transitions import Transitions
-from sb3_jepa.common.next_observations import terminal_observation
+from sb3_jepa.common.next_observations import has_terminated, terminal_observation
 from sb3_jepa.common.observations import as_observations, by_key
 
 # Next observations that are embedded at once, if their targets are kept
 TARGET_BATCH_SIZE = 512
+
+
+class StepsAhead(NamedTuple):
+    """
+    Of some rows of a rollout, the steps from there on: ``(batch,)`` for a horizon of 1, else ``(batch, horizon)``.
+
+    :param rows: Of these steps; from the end of the episode or of the rollout on, the last row again
+    :param valid: 1 where the next observation belongs to the same episode and is known, else 0
+    :param rewards: What the steps brought, 0 after the end of the episode; None unless they are asked for and known
+    :param ends: 1 where the step ended its episode, and not for want of time; None unless they are asked for and known
+    """
+
+    rows: np.ndarray
+    valid: np.ndarray
+    rewards: np.ndarray | None
+    ends: np.ndarray | None
 
 
 class NextObservationIndex:
@@ -36,9 +52,17 @@ class NextObservationIndex:
         # Where the next observation of a row is stored; -1: it is not, being the next row
         self._stored_index = np.full((n_steps, n_envs), -1, dtype=np.int64)
         self._last_observations: Any = None
+        # Rewards and ends of episodes, (2, steps, environments)
+        self._outcomes: np.ndarray | None = None
 
     def record_step(
-        self, row: int, observations: Any, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]
+        self,
+        row: int,
+        observations: Any,
+        new_obs: Any,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+        rewards: np.ndarray | None = None,
     ) -> None:
         """
         Note what a step led to.
@@ -48,7 +72,13 @@ class NextObservationIndex:
         :param new_obs: Observations after the step; where an episode ended, the first of the next one
         :param dones: Whether the step ended an episode
         :param infos: With the key ``"terminal_observation"`` where the step ended an episode
+        :param rewards: What the step brought; None if that is not to be learned from
         """
+        if rewards is not None:
+            if self._outcomes is None:
+                self._outcomes = np.zeros((2, self.n_steps, self.n_envs), dtype=np.float32)
+            # Copy them: Stable-Baselines3 adds the value of what was truncated to the same array
+            self._outcomes[:, row] = rewards, has_terminated(dones, infos)
         for env_index in np.flatnonzero(dones).tolist():
             last = terminal_observation(True, infos[env_index])
             if last is not None:
@@ -90,6 +120,11 @@ class NextObservationIndex:
         is_unknown = is_last_of_episode & ~is_stored
         next_index = np.where(is_stored, n_rows + stored_index, np.where(is_unknown, row_index, row_index + 1))
         self._next_index = RolloutBuffer.swap_and_flatten(next_index).flatten()
+        # The last row of the episode, in this rollout, that a row belongs to
+        last_rows = np.flatnonzero(RolloutBuffer.swap_and_flatten(is_last_of_episode))
+        self._last_row = last_rows[np.searchsorted(last_rows, np.arange(n_rows))]
+        if self._outcomes is not None:
+            self._outcomes = np.stack([RolloutBuffer.swap_and_flatten(array).flatten() for array in self._outcomes])
         # 1 where the next observation is known
         self.valid = 1.0 - RolloutBuffer.swap_and_flatten(is_unknown).flatten().astype(np.float32)
         self._stored_arrays = {}
@@ -123,6 +158,23 @@ class NextObservationIndex:
             taken[key][is_stored] = self._stored_arrays[key][stored_index]
         return as_observations(taken)
 
+    def look_ahead(self, batch_inds: np.ndarray, horizon: int, with_rewards: bool) -> StepsAhead:
+        """
+        :param batch_inds: Some rows, ``(batch,)``
+        :param horizon: Number of steps from each of them on
+        :param with_rewards: Whether rewards and ends of episodes are asked for
+        :return: These steps, and which of them belong to the row's episode
+        """
+        rows, is_inside = batch_inds, np.ones(batch_inds.shape, dtype=bool)
+        if horizon > 1:
+            last = self._last_row[batch_inds][:, None]
+            rows = batch_inds[:, None] + np.arange(horizon)
+            rows, is_inside = np.minimum(rows, last), rows <= last
+        outcomes: Any = (None, None)
+        if with_rewards and self._outcomes is not None:
+            outcomes = self._outcomes[:, rows] * is_inside
+        return StepsAhead(rows, self.valid[rows] * is_inside, *outcomes)
+
 
 class NextObservations(RolloutBuffer):
     """
@@ -143,6 +195,10 @@ class NextObservations(RolloutBuffer):
     takes_nan = False
     # Whether the target embeddings hold for one pass over the rollout; else for all
     renews_targets_each_epoch = False
+    # How many steps from each row on the samples have; for more than 1 they are windows
+    horizon = 1
+    # Whether the samples have the rewards and ends of episodes that record_step() was told
+    keeps_rewards = False
 
     def reset(self) -> None:
         """Reset the buffer."""
@@ -160,15 +216,19 @@ class NextObservations(RolloutBuffer):
         self._next = NextObservationIndex(self.buffer_size, self.n_envs)
         self._targets: dict[str, th.Tensor] | None = None
 
-    def record_step(self, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    def record_step(
+        self, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]], rewards: np.ndarray | None = None
+    ) -> None:
         """
         Note what a step led to. To be called before the step is added, as ``BaseCallback.on_step`` is.
 
         :param new_obs: Observations after the step; where an episode ended, the first of the next one
         :param dones: Whether the step ended an episode
-        :param infos: With the key ``"terminal_observation"`` where the step ended an episode
+        :param infos: With the key ``"terminal_observation"`` where the step ended an episode, and
+            ``"TimeLimit.truncated"`` where it did for want of time
+        :param rewards: What the step brought; None if that is not to be learned from
         """
-        self._next.record_step(self.pos, self.observations, new_obs, dones, infos)
+        self._next.record_step(self.pos, self.observations, new_obs, dones, infos, rewards)
 
     @staticmethod
     def swap_and_flatten(arr: Any) -> Any:
@@ -204,18 +264,23 @@ class NextObservations(RolloutBuffer):
             # Of a recurrent policy. sb3-contrib leaves MultiBinary actions whole numbers, which no distribution takes
             mask = mask > 0
             samples = samples._replace(actions=samples.actions.float())
+        actions = samples.actions if mask is None else samples.actions[mask]
+        ahead = self._next.look_ahead(batch_inds, self.horizon, self.keeps_rewards)
+        if self.horizon > 1:
+            actions = self.to_torch(self.actions[ahead.rows]).to(actions.dtype)
         targets = None
         if self.embed_targets is not None:
             if self._targets is None:
                 self._targets = self._embed_all_targets(self.embed_targets)
-            targets = {name: embeddings[batch_inds] for name, embeddings in self._targets.items()}
+            targets = {name: embeddings[ahead.rows] for name, embeddings in self._targets.items()}
         transitions = Transitions(
             samples.observations,
-            samples.actions if mask is None else samples.actions[mask],
-            self._take_next(batch_inds) if targets is None else None,
-            self.to_torch(self._next.valid[batch_inds]),
+            actions,
+            self._take_next(ahead.rows.flatten()) if targets is None else None,
+            self.to_torch(ahead.valid),
             mask,
             targets,
+            *(None if outcomes is None else self.to_torch(outcomes) for outcomes in (ahead.rewards, ahead.ends)),
         )
         return samples._replace(observations=transitions)  # type: ignore[arg-type]
 

@@ -17,11 +17,14 @@ class NextObservationsCallback(BaseCallback):
             buffer.takes_nan = takes_nan(policy)
             buffer.embed_targets = policy.embed_targets if policy.objective.keeps_targets else None
             buffer.renews_targets_each_epoch = policy.objective.target_refresh == "epoch"
+            # That of what looks nowhere is 0
+            buffer.horizon = max(1, policy.objective.horizon)
+            buffer.keeps_rewards = policy.objective.needs_rewards
 
     def _on_step(self) -> bool:
         buffer = self.locals.get("rollout_buffer")
         if isinstance(buffer, NextObservations):
-            buffer.record_step(self.locals["new_obs"], self.locals["dones"], self.locals["infos"])
+            buffer.record_step(*(self.locals[name] for name in ("new_obs", "dones", "infos", "rewards")))
         return True
 
     def _on_training_end(self) -> None:

@@ -20,6 +20,18 @@ def terminal_observation(done: bool, info: Mapping[str, Any]) -> Any:
     return info.get(TERMINAL_OBSERVATION) if done else None
 
 
+def has_terminated(dones: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """
+    :param dones: Whether the step ended an episode, ``(environments,)``
+    :param infos: Of the step
+    :return: Whether it did, and not for want of time
+    """
+    terminated = np.array(dones, dtype=bool)
+    for index in np.flatnonzero(terminated).tolist():
+        terminated[index] = not infos[index].get("TimeLimit.truncated", False)
+    return terminated
+
+
 def true_next_observations(
     new_observations: Any, dones: np.ndarray, infos: Sequence[Mapping[str, Any]]
 ) -> tuple[Any, np.ndarray]:

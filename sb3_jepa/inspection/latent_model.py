@@ -13,7 +13,7 @@ from sb3_jepa.common import checks
 from sb3_jepa.common.actions import encode_actions
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.extractors.finding import pick_encoders
-from sb3_jepa.objectives import Objective
+from sb3_jepa.objectives import NextLatentPrediction, Objective
 
 # Observations that are embedded at once
 BATCH_SIZE = 256
@@ -41,7 +41,9 @@ class LatentModel:
         self.encoder = encoders[self.name]
         objective, self.first_embedding_variance = objectives.get(self.name, (None, 0.0))
         # Other objectives do not predict what an action leads to
-        predicts_next = objective is not None and objective.needs_actions and objective.horizon == 1
+        predicts_next = isinstance(objective, NextLatentPrediction) or (
+            objective is not None and objective.needs_actions and objective.horizon == 1
+        )
         self._objective = objective if predicts_next else None
         self.other_objective = objective if self._objective is None else None
 

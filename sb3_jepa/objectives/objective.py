@@ -72,6 +72,8 @@ class Objective(nn.Module):
         self.variance_coef = checks.number("variance_coef", variance_coef, least=0)
         self.deviation_coef = checks.number("deviation_coef", deviation_coef, least=0)
         self.covariance_coef = checks.number("covariance_coef", covariance_coef, least=0)
+        # Weights of further terms of what is predicted, by their names
+        self.term_coefs: dict[str, float] = {}
         check_momentum(momentum)
         self.momentum_schedule = momentum
         self.update_momentum(1.0)
@@ -118,8 +120,8 @@ class Objective(nn.Module):
     def prediction_output(self, batch: ObjectiveInput) -> ObjectiveOutput:
         """
         :param batch: What it learns from
-        :return: The prediction loss as ``loss``, without its coefficient; further terms for the logger; and what was
-            predicted, if it is an embedding
+        :return: The prediction loss as ``loss``, without its coefficient; further terms for the logger, and those that
+            have a weight in ``term_coefs``; and what was predicted, if it is an embedding
         """
         raise NotImplementedError
 
@@ -148,6 +150,8 @@ class Objective(nn.Module):
             output = self.prediction_output(batch)
             terms.update(prediction_loss=output.loss, **output.terms)
             loss = loss + self.prediction_coef * output.loss
+            for name, coef in self.term_coefs.items():
+                loss = loss + coef * output.terms[name]
         return output._replace(loss=loss, terms={name: term.detach() for name, term in terms.items()})
 
 

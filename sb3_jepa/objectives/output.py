@@ -23,8 +23,8 @@ class ObjectiveInput(NamedTuple):
     :param target: Target embedding of the next observations ``(batch, embed_dim)``, for a horizon above 1
         ``(batch, horizon, embed_dim)``, where it is known already
     :param rewards: What each step brought, shaped as ``valid``; None unless the objective needs it
-    :param ends: 1 where a step ended its episode, and not for want of time, shaped as ``valid``; None unless the
-        objective needs it
+    :param ends: 1 where a step ended its episode, and not for want of time, 0 in the steps of a window after that,
+        shaped as ``valid``; None unless the objective needs it
     """
 
     encoder: nn.Module
@@ -45,10 +45,10 @@ class ObjectiveOutput(NamedTuple):
     :param loss: The weighted loss, a scalar
     :param terms: Its unweighted terms for the logger, scalars without gradient, among them
         ``"embedding_variance"`` if there was an embedding
-    :param prediction: Predicted embeddings ``(batch, embed_dim)``; None if something else was predicted than one
-        embedding for each sample
+    :param prediction: Predicted embeddings ``(batch, embed_dim)``, for a horizon above 1 those of the first step; None
+        if something else was predicted than one embedding for each sample
     :param target: What the predictor had to guess ``(batch, embed_dim)``
-    :param valid: As of :class:`ObjectiveInput`
+    :param valid: Weights of these pairs ``(batch,)``, as of :class:`ObjectiveInput`
     """
 
     loss: th.Tensor

@@ -1,5 +1,6 @@
 """The parts every objective is made of. Pure PyTorch: nothing here knows Stable-Baselines3."""
 
+from sb3_jepa.parts.heads import InverseDynamics
 from sb3_jepa.parts.losses import (
     attach_loss,
     covariance_loss,
@@ -33,6 +34,7 @@ __all__ = [
     "ColumnTokenizer",
     "DictTokenizer",
     "InputStandardization",
+    "InverseDynamics",
     "MaskSampler",
     "MaskedPredictor",
     "Masks",
