@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.her import HerReplayBuffer
 
+from sb3_jepa.buffers.replay_transitions import sample_transitions
 from sb3_jepa.buffers.rollout import NextObservationIndex
 from sb3_jepa.buffers.transitions import Transitions
 from sb3_jepa.common.actions import forget_graphs
 from sb3_jepa.common.observations import as_observations, by_key
-from sb3_jepa.common.sb3_privates import normalize_observations, samples_of_one_step, vec_normalize_of
+from sb3_jepa.common.sb3_privates import normalize_observations, vec_normalize_of
 from sb3_jepa.extractors.preprocessing import takes_nan
 
 
@@ -136,10 +137,14 @@ class ReplaySource:
         self._n_rollout_steps, self._n_new_steps = self._n_new_steps, 0
         self._is_new = True
 
-    def minibatches(self, n_updates: int | None, batch_size: int) -> Iterator[Transitions]:
+    def minibatches(
+        self, n_updates: int | None, batch_size: int, horizon: int = 1, with_rewards: bool = False
+    ) -> Iterator[Transitions]:
         """
         :param n_updates: Number of minibatches; by default the algorithm's ``gradient_steps``
         :param batch_size: Size of a minibatch
+        :param horizon: Number of steps from each row on; for more than 1, windows of them
+        :param with_rewards: Whether the transitions have rewards and ends of episodes
         :return: Minibatches, each drawn with replacement
         """
         buffer = self.model.replay_buffer
@@ -148,14 +153,5 @@ class ReplaySource:
             # Negative for as many as there were steps, as in Stable-Baselines3
             n_updates = self.model.gradient_steps if self.model.gradient_steps >= 0 else self._n_rollout_steps
         for _ in range(n_updates):
-            env = vec_normalize_of(self.model)
-            if isinstance(buffer, NStepReplayBuffer):
-                # What comes next is a step away, whatever the algorithm bootstraps from
-                rows = np.random.randint(buffer.size(), size=batch_size)  # noqa: NPY002
-                samples = samples_of_one_step(buffer, rows, env)
-            else:
-                samples = buffer.sample(batch_size, env=env)
-            # To save memory the buffer forgets the last observation of an episode, and gives the next one's first
-            ends = samples.dones.flatten() if buffer.optimize_memory_usage else th.zeros_like(samples.dones).flatten()
-            yield Transitions(samples.observations, samples.actions, samples.next_observations, 1.0 - ends)
+            yield sample_transitions(buffer, batch_size, vec_normalize_of(self.model), horizon, with_rewards)[1]
         self._is_new = False

@@ -143,7 +143,7 @@ class JepaCallback(CallbackList):
         self.callbacks = [
             # Before the encoders learn: one that learns from what a diverged encoder computes would be blamed for it
             DivergenceCallback(),
-            NextObservationsCallback(),
+            NextObservationsCallback(self.objectives),
             *([] if self.alternating is None else [AlternatingCallback(self.alternating)]),
             # After the encoders have learned, and before their objectives are changed for the next update
             UpdateLogCallback(self.objectives, self.gauges, inputs),

@@ -1,14 +1,28 @@
-"""Tell a rollout buffer what the steps led to, and how to embed that."""
+"""Tell a rollout buffer what the steps led to, and how to embed that; and a replay buffer where episodes were cut."""
 
+from collections.abc import Mapping
+
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_jepa.buffers.replay_transitions import end_last_episodes
 from sb3_jepa.buffers.rollout import NextObservations
 from sb3_jepa.extractors.preprocessing import takes_nan
+from sb3_jepa.objectives import Objective
 from sb3_jepa.policies.joint import JointPolicy
 
 
 class NextObservationsCallback(BaseCallback):
-    """Reports each step to a rollout buffer that keeps next observations, and sets up that of a joint policy."""
+    """
+    Reports each step to a rollout buffer that keeps next observations, and sets up that of a joint policy. In a replay
+    buffer, it ends the episodes of an earlier training, which this one does not go on with.
+
+    :param objectives: What the encoders learn, by the names of their networks
+    """
+
+    def __init__(self, objectives: Mapping[str, Objective]):
+        super().__init__()
+        self._objectives = objectives
 
     def _on_training_start(self) -> None:
         policy = self.model.policy
@@ -20,6 +34,10 @@ class NextObservationsCallback(BaseCallback):
             # That of what looks nowhere is 0
             buffer.horizon = max(1, policy.objective.horizon)
             buffer.keeps_rewards = policy.objective.needs_rewards
+        replay_buffer = getattr(self.model, "replay_buffer", None)
+        looks_further = any(objective.horizon > 1 for objective in self._objectives.values())
+        if looks_further and isinstance(replay_buffer, ReplayBuffer):
+            end_last_episodes(replay_buffer)
 
     def _on_step(self) -> bool:
         buffer = self.locals.get("rollout_buffer")

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.her import HerReplayBuffer
 
 
 def progress_remaining(model: BaseAlgorithm) -> float:
@@ -54,9 +55,47 @@ def normalize_observations(buffer: BaseBuffer, observations: Any, env: VecNormal
     return buffer._normalize_obs(observations, env)
 
 
-def samples_of_one_step(buffer: ReplayBuffer, rows: np.ndarray, env: VecNormalize | None) -> ReplayBufferSamples:
-    """Rows of a buffer, which may be an ``NStepReplayBuffer``, with next observations that are a single step away."""
-    return ReplayBuffer._get_samples(buffer, rows, env)
+def normalize_rewards(buffer: BaseBuffer, rewards: np.ndarray, env: VecNormalize | None) -> np.ndarray:
+    """Rewards of a buffer, which stores them as they were, as an algorithm is given them."""
+    return buffer._normalize_reward(rewards, env)
+
+
+def sample_with_rows(
+    buffer: ReplayBuffer, batch_size: int, env: VecNormalize | None
+) -> tuple[ReplayBufferSamples, np.ndarray, np.ndarray]:
+    """
+    What a replay buffer samples, with the random numbers that it always takes, and from which rows and environments,
+    each ``(batch,)``. Of a buffer that takes its samples in a way of its own, they are too few.
+    """
+    noted: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def noting(name: str) -> Any:
+        method = getattr(buffer, name)
+
+        def get(rows: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+            if name == "_get_samples":
+                # The method draws the environments itself, before all else
+                state = np.random.get_state()  # noqa: NPY002
+                envs = np.random.randint(0, high=buffer.n_envs, size=(len(rows),))  # noqa: NPY002
+                np.random.set_state(state)  # noqa: NPY002
+            else:
+                envs = args[0]
+            noted.append((rows, envs))
+            return method(rows, *args, **kwargs)
+
+        return get
+
+    of_her = ("_get_real_samples", "_get_virtual_samples")
+    wrapped = {name: noting(name) for name in (of_her if isinstance(buffer, HerReplayBuffer) else ("_get_samples",))}
+    vars(buffer).update(wrapped)
+    try:
+        samples = buffer.sample(batch_size, env=env)
+    finally:
+        for name in wrapped:
+            del vars(buffer)[name]
+    nothing = np.zeros(0, dtype=np.int64)
+    rows, envs = (np.concatenate([nothing, *(pair[index] for pair in noted)]) for index in (0, 1))
+    return samples, rows, envs
 
 
 def wrap_env(env: gym.Env | VecEnv, monitor_wrapper: bool = True) -> VecEnv:
