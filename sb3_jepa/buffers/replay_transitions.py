@@ -1,5 +1,7 @@
 """Transitions of a replay buffer, and windows of several steps."""
 
+from typing import Any
+
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
@@ -53,10 +55,15 @@ def _sample_windows(
             "reward of a new goal for the first step only"
         )
     samples, first_rows, envs = sample_with_rows(buffer, batch_size, env)
-    if len(first_rows) != len(samples.actions):
+    is_told = len(first_rows) == len(samples.actions)
+    # On a GPU the comparison would wait for it
+    if is_told and samples.actions.device.type == "cpu":
+        is_told = np.array_equal(buffer.actions[first_rows, envs], samples.actions.numpy())
+    if not is_told:
         raise ValueError(
-            f"`steps_ahead` must be 1 with a {type(buffer).__name__}, which does not tell the rows that it samples, "
-            f"got {horizon}. A replay buffer of your own tells them by calling `_get_samples(batch_inds, env)`"
+            f"Neither `steps_ahead` above 1 nor `n_steps` above 1 goes with a {type(buffer).__name__}, which does not "
+            "tell the rows that it samples. A replay buffer of your own tells them by calling Stable-Baselines3's "
+            "`_get_samples(batch_inds, env)` first of all, and keeping the order"
         )
     rows = (first_rows[:, None] + np.arange(horizon)) % buffer.buffer_size
     at = rows, envs[:, None]
@@ -65,7 +72,8 @@ def _sample_windows(
     n_after = (buffer.pos - first_rows - 1) % buffer.buffer_size
     is_valid = np.arange(horizon) <= n_after[:, None]
     is_valid[:, 1:] &= ~np.logical_or.accumulate(has_ended, axis=1)[:, :-1]
-    ends = is_valid & has_ended & ~(buffer.timeouts[at] > 0)
+    belongs = is_valid.copy()
+    ends = belongs & has_ended & ~(buffer.timeouts[at] > 0)
     flat = rows.flatten(), np.repeat(envs, horizon)
     if buffer.optimize_memory_usage:
         is_valid &= ~has_ended
@@ -93,20 +101,25 @@ def _sample_windows(
     )
     if with_rewards:
         rewards = normalize_rewards(buffer, buffer.rewards[at], env)
-        transitions = transitions._replace(rewards=as_tensor(rewards * is_valid), ends=as_tensor(ends))
+        transitions = transitions._replace(rewards=as_tensor(rewards * belongs), ends=as_tensor(ends))
     return samples, transitions
 
 
-def end_last_episodes(buffer: ReplayBuffer) -> None:
+def end_cut_episodes(buffer: ReplayBuffer, observations: Any) -> None:
     """
-    Mark the newest steps as truncated: environments that are reset leave episodes that have not ended, and windows must
-    not run on into the next ones. Targets are bootstrapped from these steps as before.
+    Mark the newest steps as truncated where an environment does not go on from them: one that was reset leaves an
+    episode that has not ended, and windows must not run on into the next one. Targets of single steps are bootstrapped
+    as before.
 
     :param buffer: That is about to be added to. One without ``handle_timeout_termination`` knows of no truncation, and
         stays as it is.
+    :param observations: From which the environments go on, not normalised, ``(environments, *observation shape)``
     """
-    if buffer.size() > 0 and buffer.handle_timeout_termination:
-        newest = (buffer.pos - 1) % buffer.buffer_size
-        has_ended = buffer.dones[newest] > 0
-        buffer.timeouts[newest] = np.where(has_ended, buffer.timeouts[newest], 1)
-        buffer.dones[newest] = 1
+    if buffer.size() == 0 or not buffer.handle_timeout_termination:
+        return
+    newest = (buffer.pos - 1) % buffer.buffer_size
+    has_ended = buffer.dones[newest] > 0
+    stored = by_key(buffer.next_observations)
+    same = [(array[newest] == by_key(observations)[key]).reshape(buffer.n_envs, -1) for key, array in stored.items()]
+    is_cut = ~has_ended & ~np.concatenate(same, axis=1).all(axis=1)
+    buffer.dones[newest, is_cut] = buffer.timeouts[newest, is_cut] = 1

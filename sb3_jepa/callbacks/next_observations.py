@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_jepa.buffers.replay_transitions import end_last_episodes
+from sb3_jepa.buffers.replay_transitions import end_cut_episodes
 from sb3_jepa.buffers.rollout import NextObservations
+from sb3_jepa.common.sb3_privates import last_observations_as_stored
 from sb3_jepa.extractors.preprocessing import takes_nan
 from sb3_jepa.objectives import Objective
 from sb3_jepa.policies.joint import JointPolicy
@@ -15,7 +16,7 @@ from sb3_jepa.policies.joint import JointPolicy
 class NextObservationsCallback(BaseCallback):
     """
     Reports each step to a rollout buffer that keeps next observations, and sets up that of a joint policy. In a replay
-    buffer, it ends the episodes of an earlier training, which this one does not go on with.
+    buffer, it ends the episodes of an earlier training that this one does not go on with.
 
     :param objectives: What the encoders learn, by the names of their networks
     """
@@ -37,7 +38,7 @@ class NextObservationsCallback(BaseCallback):
         replay_buffer = getattr(self.model, "replay_buffer", None)
         looks_further = any(objective.horizon > 1 for objective in self._objectives.values())
         if looks_further and isinstance(replay_buffer, ReplayBuffer):
-            end_last_episodes(replay_buffer)
+            end_cut_episodes(replay_buffer, last_observations_as_stored(self.model))  # type: ignore[arg-type]
 
     def _on_step(self) -> bool:
         buffer = self.locals.get("rollout_buffer")

@@ -30,6 +30,11 @@ def last_observations(model: BaseAlgorithm) -> Any:
     return model._last_obs
 
 
+def last_observations_as_stored(model: OffPolicyAlgorithm) -> Any:
+    """What the model acts on next, as a replay buffer stores it: not normalised."""
+    return model._last_obs if model._vec_normalize_env is None else model._last_original_obs
+
+
 def add_episodes(model: BaseAlgorithm, infos: list[dict[str, Any]]) -> None:
     """Add the infos of the last steps of episodes to the means that are logged."""
     model._update_info_buffer(infos, np.ones(len(infos), dtype=bool))

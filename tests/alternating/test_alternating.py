@@ -13,7 +13,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_jepa import JepaCallback, JepaExtractor
+from sb3_jepa import JepaCallback, JepaExtractor, Transitions
 from sb3_jepa.alternating.sources import ReplaySource
 from sb3_jepa.common.actions import encode_actions
 from sb3_jepa.extractors.finding import LEARNERS, find_encoders
@@ -159,7 +159,7 @@ def test_the_loss_falls_on_a_fixed_batch(algorithm):
         for _ in range(20):
             embedding = learner.encoder(observations)
             losses.append(objective(inputs._replace(embedding=embedding)).loss.item())
-            learner.learn(observations, actions, next_observations, batch.valid)
+            learner.learn(Transitions(observations, actions, next_observations, batch.valid))
         assert losses[-1] < losses[0], name
         assert distance(before, parameters(learner.encoder)) > 0, name
 

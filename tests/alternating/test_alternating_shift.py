@@ -27,7 +27,8 @@ class RecordInputs(NextLatentPrediction):
 
 
 class ShiftedPrediction(RecordInputs):
-    random_shift = PAD
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, random_shift=PAD, **kwargs)
 
 
 def learn_from(algorithm: str, observation: str, objective_class) -> list:

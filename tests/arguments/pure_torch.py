@@ -33,6 +33,11 @@ PARTS = [
         dict(embed_dim=COUNT, action_dim=COUNT, hidden_dim=COUNT, init_gain=or_none(POSITIVE)),
     ),
     Call(
+        parts.InverseDynamics,
+        lambda: dict(embed_dim=4, action_dim=2),
+        dict(embed_dim=COUNT, action_dim=COUNT, hidden_dim=COUNT),
+    ),
+    Call(
         parts.BlockMasks,
         lambda: dict(grid=(4, 6)),
         dict(

@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import DQN, SAC, FrameDictReplayBuffer, FrameReplayBuffer, JepaCallback
-from sb3_jepa.buffers.replay_transitions import end_last_episodes, sample_transitions
+from sb3_jepa.buffers.replay_transitions import end_cut_episodes, sample_transitions
 
 PICTURE = spaces.Box(0, 255, (1, 36, 40), np.uint8)
 LENGTHS = (4, 7, 5)
@@ -138,9 +138,9 @@ def test_windows_are_what_the_environment_did(name, n_steps, horizon):
             if name != "goals" and belongs:
                 rewards, ends = (one.reshape(shape)[row, k] for one in (transitions.rewards, transitions.ends))
                 terminates = step == length - 1 and episode % 2 == 0
-                if name != "memory":
-                    assert float(rewards) == 10 * episode + step + 1
-                    assert bool(ends) == terminates
+                assert float(rewards) == 10 * episode + step + 1
+                # Without timeouts, a truncation counts as an end
+                assert bool(ends) == (terminates or is_forgotten)
     assert n_valid > 300
 
 
@@ -185,7 +185,11 @@ def test_windows_end_where_an_episode_was_cut():
     at = (buffer.pos - 1) % buffer.buffer_size
     assert not buffer.dones[at].any()
     bootstrapped = (buffer.dones * (1 - buffer.timeouts)).copy()
-    end_last_episodes(buffer)
+    going_on = buffer.next_observations[at].copy()
+    end_cut_episodes(buffer, going_on)
+    assert not buffer.dones[at].any()
+    end_cut_episodes(buffer, np.full((2, 3), 99.0))
+    assert buffer.dones[at].all()
     assert np.array_equal(bootstrapped, buffer.dones * (1 - buffer.timeouts))
     # Another training begins with another episode
     for _ in range(5):
@@ -211,6 +215,31 @@ def test_a_second_training_does_not_go_on_with_the_episode_of_the_first():
     assert model.replay_buffer.dones[before] == model.replay_buffer.timeouts[before] == 1
 
 
+def test_a_training_that_goes_on_keeps_its_episode_whole():
+    kwargs = dict(learning_starts=4, batch_size=4, policy_kwargs=dict(objective_kwargs=dict(steps_ahead=3)))
+    model = DQN("JepaPolicy", VecNormalize(make_vec_env(lambda: TellingEnv(0, "vector"))), **kwargs).learn(10)
+    before = model.replay_buffer.pos - 1
+    model.learn(10, reset_num_timesteps=False)
+    assert model.replay_buffer.dones[before] == 0
+
+
+class OtherEnvironments(ReplayBuffer):
+    """It draws a number before the environments are drawn."""
+
+    def _get_samples(self, batch_inds, env=None):
+        np.random.random()
+        return super()._get_samples(batch_inds, env)
+
+
+def test_windows_of_other_environments_are_refused():
+    plain, _ = filled("plain", 50)
+    buffer = OtherEnvironments(60, plain.observation_space, plain.action_space, device="cpu", n_envs=2)
+    state = {name: value for name, value in vars(plain).items() if name not in ("observation_space", "action_space")}
+    vars(buffer).update(state)
+    with pytest.raises(ValueError, match="does not tell the rows"):
+        sample_transitions(buffer, 200, None, 3)
+
+
 class OwnSamples(ReplayBuffer):
     """One that takes its samples in a way of its own."""
 
@@ -225,7 +254,7 @@ def test_a_buffer_that_does_not_tell_its_rows_is_good_for_single_steps():
     model = DQN(
         "JepaPolicy", TellingEnv(0, "vector"), policy_kwargs=dict(objective_kwargs=dict(steps_ahead=2)), **kwargs
     )
-    with pytest.raises(ValueError, match="`steps_ahead` must be 1 with a OwnSamples"):
+    with pytest.raises(ValueError, match="does not tell the rows"):
         model.learn(10)
 
 
