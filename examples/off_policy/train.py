@@ -28,22 +28,24 @@ from pixel_runs import ReportSteps, add_run_arguments, make_training_env, run_mi
 HYPERPARAMETERS: dict[str, Any] = dict(
     learning_rate=5e-4, batch_size=32, buffer_size=50_000, learning_starts=1_024, train_freq=1, gradient_steps=1
 )
-TASKS: dict[str, dict[str, Any]] = {
-    "cartpole": dict(
-        timesteps=50_000,
-        environment=dict(env_id="CartPole-v1", n_envs=4),
-        # Raw rewards hide the ends of episodes: their errors are the largest, and DQN's loss cuts off what is above 1
-        normalize_reward=True,
-        algorithm="DQN",
-        hyperparameters=dict(
-            HYPERPARAMETERS,
-            gamma=0.99,
-            # A return of 100 needs as many copies of the target network: each passes it on by one step
-            target_update_interval=200,
-            exploration_fraction=0.16,
-            exploration_final_eps=0.04,
-        ),
+DQN: dict[str, Any] = dict(
+    timesteps=50_000,
+    # Raw rewards hide the ends of episodes: their errors are the largest, and DQN's loss cuts off what is above 1
+    normalize_reward=True,
+    algorithm="DQN",
+    hyperparameters=dict(
+        HYPERPARAMETERS,
+        gamma=0.99,
+        # A return of 100 needs as many copies of the target network: each passes it on by one step
+        target_update_interval=200,
+        exploration_fraction=0.16,
+        exploration_final_eps=0.04,
     ),
+)
+TASKS: dict[str, dict[str, Any]] = {
+    "cartpole": dict(DQN, environment=dict(env_id="CartPole-v1", n_envs=4)),
+    # Each step costs 1 until the goal is reached, which chance does not do for thousands of steps
+    "acrobot": dict(DQN, environment=dict(env_id="Acrobot-v1", n_envs=4, screen_size=128)),
     # The picture's size and the discount are those of the reproduction
     "pendulum": dict(
         timesteps=30_000,
@@ -148,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--timesteps", type=int, help="(default: 50,000 on CartPole, 30,000 on Pendulum)")
+    parser.add_argument("--timesteps", type=int, help="(default: 50,000 with DQN, 30,000 with SAC)")
     add_run_arguments(parser, "runs/off_policy")
     arguments = parser.parse_args()
 
