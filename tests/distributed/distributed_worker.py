@@ -37,10 +37,13 @@ def make_model_to_compare(name: str, n_ranks: int):
     settings = dict(n_steps=10, learning_rate=1e-3, normalize_advantage=True, seed=0, device="cpu")
     if name != "A2C":
         settings.update(batch_size=BATCH_SIZE * N_RANKS // n_ranks, n_epochs=2, target_kl=None)
+    objective_kwargs = dict(prediction_coef=0.2, variance_coef=0.1, deviation_coef=0.2, covariance_coef=0.1)
+    if name == "MaskablePPO":
+        objective_kwargs.update(steps_ahead=3, reward_coef=0.1, end_coef=0.1, inverse_coef=0.1)
     policy_kwargs = dict(
         features_extractor_kwargs=dict(SMALL_EXTRACTOR, standardize_frames=0),
         net_arch=[16],
-        objective_kwargs=dict(prediction_coef=0.2, variance_coef=0.1, deviation_coef=0.2, covariance_coef=0.1),
+        objective_kwargs=objective_kwargs,
     )
     env = make_counting_env(((5,),) * (N_ENVS // n_ranks))
     return ALGORITHMS[name]("JepaPolicy", env, policy_kwargs=policy_kwargs, **settings)
@@ -65,7 +68,7 @@ def fill_rollout_buffer(buffer, envs: slice) -> None:
         actions, rewards = generator.integers(0, 2, (N_ENVS, 1)), generator.normal(np.arange(N_ENVS))
         values = th.as_tensor(generator.normal(size=N_ENVS))
         log_probs = th.as_tensor(np.log(generator.uniform(0.4, 0.6, N_ENVS)))
-        buffer.record_step(next_observations[envs], dones[envs], infos[envs])
+        buffer.record_step(next_observations[envs], dones[envs], infos[envs], rewards[envs])
         buffer.add(observations[envs], actions[envs], rewards[envs], starts[envs], values[envs], log_probs[envs])
         observations, starts = next_observations, dones
     buffer.compute_returns_and_advantage(values[envs], dones[envs])
@@ -76,6 +79,9 @@ def train_on_one_rollout(model, envs: slice) -> tuple[list[th.Tensor], dict[str,
     gradients: list[th.Tensor] = []
     parameters = [parameter for parameter in model.policy.parameters() if parameter.requires_grad]
     model._setup_learn(100)
+    # Without a callback, which would tell it
+    model.rollout_buffer.horizon = model.policy.objective.horizon
+    model.rollout_buffer.keeps_rewards = model.policy.objective.needs_rewards
     fill_rollout_buffer(model.rollout_buffer, envs)
     model.policy.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(th.cat([parameter.grad.flatten() for parameter in parameters]))
