@@ -181,8 +181,8 @@ def test_stock_policies_train_as_in_stable_baselines3():
         (
             "DQN",
             "CartPole-v1",
-            25_000,
-            150,
+            50_000,
+            300,
             # Those of rl-baselines3-zoo
             dict(
                 learning_rate=2.3e-3,
