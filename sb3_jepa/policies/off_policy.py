@@ -18,7 +18,7 @@ from sb3_jepa.common import checks
 from sb3_jepa.common.actions import encode_actions
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.extractors.mlp_extractor import MlpExtractor, has_only_vectors
-from sb3_jepa.objectives import ObjectiveInput
+from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
 from sb3_jepa.policies.learns_jointly import LearnsJointly
 
 
@@ -58,7 +58,7 @@ class OffPolicyJointPolicy(LearnsJointly):
     :param actor_gradient: Whether the gradient of the actor's loss reaches the encoder too, by the actor's optimiser.
         This takes one more forward and backward pass of the encoder.
     :param features_extractor_class: The context encoder. By default :class:`~sb3_jepa.extractors.MlpExtractor` if there
-        are only vectors and categories, else :class:`~sb3_jepa.JepaExtractor`.
+        are only vectors and categories, else :class:`~sb3_jepa.JepaExtractor`, also for an objective that hides tokens.
     :param encoder_lr_factor: As of :class:`~sb3_jepa.policies.learns_jointly.LearnsJointly`
     :param kwargs: The further parameters of :class:`~sb3_jepa.policies.learns_jointly.LearnsJointly`, and of the policy
         that this is mixed into
@@ -81,7 +81,10 @@ class OffPolicyJointPolicy(LearnsJointly):
         **kwargs: Any,
     ):
         if features_extractor_class is None:
-            features_extractor_class = MlpExtractor if has_only_vectors(observation_space) else JepaExtractor
+            objective_class = kwargs.get("objective_class")
+            hides_tokens = isinstance(objective_class, type) and issubclass(objective_class, MaskedPrediction)
+            takes_mlp = has_only_vectors(observation_space) and not hides_tokens
+            features_extractor_class = MlpExtractor if takes_mlp else JepaExtractor
         self.actor_gradient = checks.flag("actor_gradient", actor_gradient)
         if self.actor_gradient and self.learner != "critic":
             raise ValueError(f"`actor_gradient` must be False for a {type(self).__name__}: it has no actor, got True")

@@ -6,7 +6,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_jepa import PPO, SAC, MlpExtractor, load_encoder, save_encoder
+from sb3_jepa import PPO, SAC, JepaExtractor, MlpExtractor, TJepa, load_encoder, save_encoder
 from tests.conftest import SMALL_PPO
 
 VECTOR = spaces.Box(-1, 1, (3,))
@@ -64,3 +64,11 @@ def test_it_serves_a_jepa_policy_and_is_carried_to_another_model(tmp_path):
     encoders = (ppo.policy.features_extractor, sac.policy.critic.features_extractor)
     for one, other in zip(*(encoder.parameters() for encoder in encoders), strict=True):
         assert th.equal(one, other)
+
+
+def test_an_objective_that_hides_tokens_gets_an_encoder_that_has_some():
+    model = SAC(
+        "JepaPolicy", "Pendulum-v1", policy_kwargs=dict(objective_class=TJepa), learning_starts=10, batch_size=8
+    )
+    assert isinstance(model.policy.critic.features_extractor, JepaExtractor)
+    model.learn(20)
