@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import stable_baselines3
-from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -11,10 +10,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa.algorithms.joint_algorithm import JointAlgorithm
-from sb3_jepa.buffers.frames import has_frames
-from sb3_jepa.buffers.replay import FrameDictReplayBuffer, FrameReplayBuffer
+from sb3_jepa.buffers.replay import frame_buffer_class
 from sb3_jepa.buffers.replay_transitions import sample_transitions
-from sb3_jepa.common.observations import by_key
 from sb3_jepa.policies.off_policy import DQNJepaPolicy, OffPolicyJointPolicy, SACJepaPolicy, TD3JepaPolicy
 
 
@@ -30,9 +27,8 @@ class JointOffPolicyTraining(JointAlgorithm, OffPolicyAlgorithm):
         asks_for_another = (
             self.replay_buffer_class is not None or self.optimize_memory_usage or getattr(self, "n_steps", 1) > 1
         )
-        if not asks_for_another and any(has_frames(space) for space in by_key(self.observation_space).values()):
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.replay_buffer_class = FrameDictReplayBuffer if is_dict else FrameReplayBuffer
+        if not asks_for_another:
+            self.replay_buffer_class = frame_buffer_class(self.observation_space)
 
     def train(self, gradient_steps: int, *args: Any, **kwargs: Any) -> None:
         """

@@ -137,3 +137,13 @@ class FrameDictReplayBuffer(SharedFrames, DictReplayBuffer):  # type: ignore[mis
                 f"FrameDictReplayBuffer takes Dict observations, got {observation_space}: use FrameReplayBuffer"
             )
         super().__init__(buffer_size, observation_space, *args, **kwargs)
+
+
+def frame_buffer_class(observation_space: spaces.Space) -> type[ReplayBuffer] | None:
+    """
+    :param observation_space: Observation space
+    :return: The class that stores its frames once; None if it has none
+    """
+    if not any(has_frames(space) for space in by_key(observation_space).values()):
+        return None
+    return FrameDictReplayBuffer if isinstance(observation_space, spaces.Dict) else FrameReplayBuffer

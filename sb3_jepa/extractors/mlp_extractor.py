@@ -10,6 +10,7 @@ from torch import nn
 from sb3_jepa.common import checks
 from sb3_jepa.common.observations import by_key
 from sb3_jepa.common.spaces import ARRAY_SPACES, spaces_by_key
+from sb3_jepa.parts.mlp import embedding_layers
 
 
 class MlpExtractor(BaseFeaturesExtractor):
@@ -43,14 +44,8 @@ class MlpExtractor(BaseFeaturesExtractor):
                 observation_space,
             )
         super().__init__(observation_space, embed_dim)
-        layers: list[nn.Module] = [
-            nn.Linear(get_flattened_obs_dim(observation_space), hidden_dim),
-            nn.LayerNorm(hidden_dim),
-            nn.Tanh(),
-        ]
-        for _ in range(hidden_layers - 1):
-            layers += [nn.Linear(hidden_dim, hidden_dim), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden_dim, embed_dim), nn.LayerNorm(embed_dim))
+        layers = embedding_layers(get_flattened_obs_dim(observation_space), embed_dim, hidden_dim, hidden_layers)
+        self.layers = nn.Sequential(*layers, nn.LayerNorm(embed_dim))
 
     def forward(self, observations: PyTorchObs) -> th.Tensor:
         """

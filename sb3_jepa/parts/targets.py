@@ -41,12 +41,12 @@ class TargetEncoder(nn.Module):
         return super().train(False)
 
     @th.no_grad()
-    def forward(self, observations: Any) -> th.Tensor:
+    def forward(self, *inputs: Any) -> th.Tensor:
         """
-        :param observations: What the encoder takes
+        :param inputs: What the encoder takes
         :return: Target embedding ``(batch, embed_dim)``, without gradient
         """
-        return self.encoder(observations)
+        return self.encoder(*inputs)
 
     @th.no_grad()
     def encode_tokens(self, observations: Any, places: th.Tensor | None = None) -> th.Tensor:
