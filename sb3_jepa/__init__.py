@@ -18,6 +18,7 @@ The folders, from the ground up; each imports only those above it in this list:
 - ``callbacks``: what belongs into ``learn(callback=...)``
 - ``algorithms``: Stable-Baselines3's with all of this added; a new algorithm is one more folder or file here
 - ``data``: recordings of episodes, and readers of such
+- ``zero_shot``: what is learned without rewards and then does any task that is named
 - ``pretrain``: learning an encoder from recordings alone
 - ``report``: a page that shows what a model has learned
 
@@ -28,8 +29,9 @@ The methods, and where their code is:
 - *SALT* (arXiv 2509.24317): ``objectives/salt.py`` and ``pretrain/salt.py``
 - *DMT-JEPA* (arXiv 2405.17995): ``objectives/dmt_jepa.py``
 - implicit bias (arXiv 2407.03475): ``diagnostics/feature_noise.py`` and ``inspection/noise_diagnostic.py``
-- Not there yet, with the folder that each belongs into: *TD-JEPA* and *ACT-JEPA* (``algorithms``), *seq-JEPA*
-  (``extractors``), *AD-L-JEPA* (``objectives``, its tokens in ``parts``), *UI-JEPA* (``pretrain``)
+- *TD-JEPA* (arXiv 2510.00739): ``zero_shot/td_jepa.py``
+- Not there yet, with the folder that each belongs into: *ACT-JEPA* (``algorithms``), *seq-JEPA* (``extractors``),
+  *AD-L-JEPA* (``objectives``, its tokens in ``parts``), *UI-JEPA* (``pretrain``)
 
 ``old_paths`` lets files that were saved before the folders were made find their classes.
 """
@@ -64,6 +66,7 @@ from sb3_jepa.objectives import (
 )
 from sb3_jepa.policies import JepaPolicy, export_policy
 from sb3_jepa.pretrain import pretrain, pretrain_salt
+from sb3_jepa.zero_shot import TDJEPA, Task
 
 __version__ = version("sb3-jepa")
 old_paths.install()
@@ -75,6 +78,7 @@ __all__ = [
     "PPO",
     "SAC",
     "TD3",
+    "TDJEPA",
     "DmtJepa",
     "FrameDictReplayBuffer",
     "FrameReplayBuffer",
@@ -96,6 +100,7 @@ __all__ = [
     "Salt",
     "SaltTeacher",
     "TJepa",
+    "Task",
     "Transitions",
     "VecSurprise",
     "export_policy",

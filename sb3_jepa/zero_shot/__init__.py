@@ -1,8 +1,11 @@
 """
 Zero-shot tasks: what is learned once without rewards, and serves any task that is named later.
 
-``td_jepa`` has the algorithm and its losses; ``policies`` and ``networks`` what it learns; ``offline_learning`` how it
-learns from recordings; ``inference`` and ``tasks`` how rewards, a goal or a demonstration become a task; ``peers`` what to compare it with.
+- ``td_jepa``: the algorithm; ``losses``, ``networks`` and ``policies`` are what it is made of
+- ``offline_learning``, ``offline``: how it learns from recordings; ``collection``: how from what it does itself
+- ``inference``, ``tasks``: how rewards, a goal or a demonstration become a task
+- ``behavior``: what keeps a policy near the actions of experts
+- ``peers``: other methods with the same networks, to compare it with
 """
 
 from sb3_jepa.zero_shot.peers import ForwardBackward, RandomTaskFeatures
