@@ -66,7 +66,7 @@ from sb3_jepa.objectives import (
 )
 from sb3_jepa.policies import JepaPolicy, export_policy
 from sb3_jepa.pretrain import pretrain, pretrain_salt
-from sb3_jepa.zero_shot import TDJEPA, Task
+from sb3_jepa.zero_shot import TDJEPA, Task, TaskEvalCallback, TaskPictureCallback
 
 __version__ = version("sb3-jepa")
 old_paths.install()
@@ -101,6 +101,8 @@ __all__ = [
     "SaltTeacher",
     "TJepa",
     "Task",
+    "TaskEvalCallback",
+    "TaskPictureCallback",
     "Transitions",
     "VecSurprise",
     "export_policy",

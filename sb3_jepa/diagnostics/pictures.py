@@ -324,3 +324,23 @@ def probe_figure(r2: Mapping[str, float]) -> "Figure":
     axes.set_xlim(0.0, 1.1)
     axes.invert_yaxis()
     return figure
+
+
+def map_figure(positions: np.ndarray, values: np.ndarray, title: str) -> "Figure":
+    """
+    Values over places in a plane.
+
+    :param positions: ``(samples, 2)``
+    :param values: ``(samples,)``; of several columns the first is drawn
+    :param title: Of the figure
+    :return: Figure
+    """
+    figure, axes = _new_axes(title, height=1.5 * HEIGHT)
+    values = values if values.ndim == 1 else values[:, 0]
+    # High values on top
+    order = np.argsort(values)
+    x, y = positions[order].T
+    drawn = axes.scatter(x, y, c=values[order], s=5, cmap="viridis", linewidths=0)
+    axes.set_aspect("equal", adjustable="datalim")
+    figure.colorbar(drawn, ax=axes).ax.tick_params(labelsize=SMALL)
+    return figure

@@ -84,11 +84,11 @@ class InfersTasks(OffPolicyAlgorithm):
                 "A task is inferred from exactly one of `reward`, `rewards` with `observations`, `goal`, "
                 f"`demonstration` and `env`, got {named + ['observations'] * (observations is not None)}"
             )
-        if self._n_updates == 0:
+        if not self.has_learned:
             raise ValueError("Nothing was learned yet: call `learn_offline` or `learn` before `infer`")
         if reward is not None:
             checks.function("reward", reward)
-            observations = self._inference_sample()
+            observations = self.inference_sample()
             return task_of_rewards(self._embed("observations", observations), _ask(reward, observations))
         if rewards is not None:
             embeddings = self._embed("observations", observations)
@@ -135,6 +135,22 @@ class InfersTasks(OffPolicyAlgorithm):
             checks.refuse("task", f"a Task, or finite task vectors, ({task_dim},) or (steps, {task_dim})", task)
         return self.policy.for_task(vector)
 
+    def predicted_rewards(self, task: Task | np.ndarray, observations: Any) -> np.ndarray:
+        r"""
+        The reward that a task stands for, :math:`\psi(s)^\top z`, but for its scale.
+
+        :param task: What :meth:`infer` has made, or a task vector ``(task_dim,)``
+        :param observations: ``(samples, *observation shape)``, or a dictionary of such
+        :return: ``(samples,)``; of a task with a vector for each step, ``(samples, steps)``
+        """
+        vector = np.asarray(task.vector if isinstance(task, Task) else task, dtype=np.float32)
+        return self._embed("observations", observations).cpu().numpy() @ vector.T
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether there was an update."""
+        return self._n_updates > 0
+
     def random_task(self) -> Task:
         """A task at random: what a task that was inferred should be compared with."""
         return Task(draw_tasks(1, self.policy.task_dim)[0].numpy(), "random")
@@ -170,8 +186,12 @@ class InfersTasks(OffPolicyAlgorithm):
             )
         return th.cat(parts)
 
-    def _inference_sample(self) -> Any:
-        """Next observations that were learned from, not normalised, at most 64 MB."""
+    def inference_sample(self) -> Any:
+        """
+        :return: Next observations that were learned from, as the environment gave them: at most 10,000 and 64 MB, each
+            time the same
+        :raises ValueError: If there are none
+        """
         buffer = self.replay_buffer
         if buffer is None or buffer.size() == 0:
             if self.inference_observations is None:
@@ -202,7 +222,7 @@ class InfersTasks(OffPolicyAlgorithm):
         :param include: name of parameters that might be excluded but should be included anyway
         """
         if self.replay_buffer is not None and self.replay_buffer.size() > 0:
-            self.inference_observations = self._inference_sample()
+            self.inference_observations = self.inference_sample()
         warn_if_not_finite(self.policy.state_dict(), "The policy")
         write_file(path, in_memory(lambda file: super(InfersTasks, self).save(file, exclude, include)), ".zip")
 
