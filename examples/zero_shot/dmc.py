@@ -18,7 +18,8 @@ from dm_control.suite import point_mass
 from dm_control.utils import rewards
 from gymnasium import spaces
 
-EPISODE_STEPS = 1_000
+# Steps of the physics in an episode, and for one action: dm_control's own have 1
+EPISODE_STEPS, ACTION_REPEAT = 1_000, 5
 # Centre and half sides of the walls of the maze: a cross that one can go around, and that is left open in the middle of
 # two of its arms
 WALLS = {
@@ -176,9 +177,10 @@ class ControlEnv(gym.Env):
         return self._observation(self._env.reset()), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Act. Episodes end after 1,000 steps."""
-        step = self._env.step(np.asarray(action, dtype=np.float64))
-        self._n_steps += 1
+        """Act for 5 steps of the physics, and get the reward of the last one. Episodes end after 200 actions."""
+        for _ in range(ACTION_REPEAT):
+            step = self._env.step(np.asarray(action, dtype=np.float64))
+        self._n_steps += ACTION_REPEAT
         reward = 0.0 if self._reward is None else float(self._reward(self.physics))
         return self._observation(step), reward, False, self._n_steps >= EPISODE_STEPS, {}
 
