@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import sb3_jepa
-from sb3_jepa import data, diagnostics, envs, objectives, parts, report
+from sb3_jepa import data, diagnostics, envs, objectives, parts, report, zero_shot
 from tests.arguments.cases import VALUES, Call
 from tests.arguments.table import CALLS, UNTRIED
 
@@ -30,7 +30,7 @@ def public(module: types.ModuleType) -> Iterator[Callable[..., Any]]:
 
 PUBLIC = dict.fromkeys(
     value
-    for module in (sb3_jepa, parts, objectives, diagnostics, data, pretrain, envs, report)
+    for module in (sb3_jepa, parts, objectives, diagnostics, data, pretrain, envs, report, zero_shot)
     for value in public(module)
 )
 

@@ -147,6 +147,8 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        if not isinstance(policy, str):
+            checks.subclass("policy", policy, TDJEPAPolicy, also="the name of one")
         self.momentum = checks.number("momentum", momentum, least=0, most=1)
         checks.number("gamma", gamma, least=0, below=1)
         checks.whole_number("batch_size", batch_size, 2)
@@ -193,6 +195,10 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        if self.behavior_coef > 0 and isinstance(self.action_space, spaces.Discrete):
+            raise ValueError(
+                f"`behavior_coef` must be 0 for discrete actions, which have no actor to keep, got {self.behavior_coef}"
+            )
         if self.replay_buffer_class is None:
             self.replay_buffer_class = frame_buffer_class(self.observation_space)
         super()._setup_model()
