@@ -204,7 +204,13 @@ class InfersTasks(OffPolicyAlgorithm):
         # The same observations each time, and the random numbers of the training stay as they are
         with isolated_random_numbers(0):
             samples = buffer.sample(n_samples, env=None)
-        return as_observations({key: one.cpu().numpy() for key, one in by_key(samples.next_observations).items()})
+        # Buffers give a number an axis, which an environment does not
+        return as_observations(
+            {
+                key: one.cpu().numpy().reshape(-1, *(spaces_by_key(self.observation_space)[key].shape or ()))
+                for key, one in by_key(samples.next_observations).items()
+            }
+        )
 
     def save(
         self,

@@ -81,7 +81,7 @@ def task_of_rewards(embeddings: th.Tensor, rewards: np.ndarray, source: str = "r
             f"The task vector reproduces its rewards badly: R² {fit.r2:.2f}, {n_rewarded} of {fit.n_observations} "
             f"rewards are not 0. {advice}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return Task(project(vector).float().cpu().numpy(), source, fit)
 
