@@ -2,12 +2,13 @@
 Recordings of episodes: what encoders are pretrained on, outside of an algorithm's own training.
 
 A source is whatever :func:`read` makes recordings of: an environment (``collection``), a buffer (``from_buffers``), a
-file or folder (``from_files``, ``folders``), or a data set of Minari (``from_minari``).
+file or folder (``from_files``, ``folders``, ``from_episodes``), or a data set of Minari (``from_minari``).
 """
 
 from sb3_jepa.data.collection import record_env
 from sb3_jepa.data.folders import save_recordings
 from sb3_jepa.data.from_buffers import read_buffer
+from sb3_jepa.data.from_episodes import read_episodes
 from sb3_jepa.data.from_files import read_file
 from sb3_jepa.data.from_minari import read_minari
 from sb3_jepa.data.readers import read
@@ -18,6 +19,7 @@ __all__ = [
     "Windows",
     "read",
     "read_buffer",
+    "read_episodes",
     "read_file",
     "read_minari",
     "record_env",

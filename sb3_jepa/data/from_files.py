@@ -27,7 +27,8 @@ def read_file(
     """
     Recordings of a file, or of a folder that :func:`~sb3_jepa.pretrain.record_env` or
     :func:`~sb3_jepa.data.save_recordings` has written. The arrays of a folder and an ``.npy`` file are mapped into
-    memory; an ``.npz`` file is loaded, and ``save_recordings(read_file(path), folder)`` turns it into a folder.
+    memory; an ``.npz`` file is loaded, such as those of D4RL and OGBench, and
+    ``save_recordings(read_file(path), folder)`` turns it into a folder.
 
     :param path: Of an ``.npy`` file of observations, ``(rows, *observation shape)``; or of an ``.npz`` file with the
         array ``observations``, or ``observations.<key>`` for each key of a ``Dict``. That one may hold ``actions`` and
@@ -59,12 +60,12 @@ def read_file(
     if any(array.ndim == 0 or len(array) == 0 for array in keyed.values()):
         raise ValueError(f"{path} holds no observations")
     if observation_space is None:
-        guessed = {key: _guess_space(array_name(key), array, "observation_space") for key, array in keyed.items()}
+        guessed = {key: guess_space(array_name(key), array, "observation_space") for key, array in keyed.items()}
         observation_space = guessed[NO_KEY] if NO_KEY in guessed else spaces.Dict(guessed)
     observation_space = channels_first(observation_space)
     steps = _find_steps(path, arrays, len(next(iter(keyed.values()))))
     if "actions" in steps and action_space is None:
-        action_space = _guess_space("actions", steps["actions"], "action_space")
+        action_space = guess_space("actions", steps["actions"], "action_space")
     elif "actions" not in steps and action_space is not None:
         raise ValueError(f"`action_space` must be None for a file without 'actions', {path}, got {action_space}")
     observations = transpose(as_observations(keyed), observation_space)
@@ -110,7 +111,14 @@ def _find_steps(path: pathlib.Path, arrays: dict[str, np.ndarray], n_rows: int) 
     return steps
 
 
-def _guess_space(name: str, array: np.ndarray, argument: str) -> spaces.Space:
+def guess_space(name: str, array: np.ndarray, argument: str) -> spaces.Space:
+    """
+    :param name: Of the array
+    :param array: ``(rows, ...)``
+    :param argument: What would say it
+    :return: A space that its rows are of
+    :raises ValueError: If that cannot be guessed
+    """
     shape = array.shape[1:]
     if array.dtype.kind == "f":
         return spaces.Box(-np.inf, np.inf, shape, array.dtype.type)

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_jepa.data.collection import record_env
 from sb3_jepa.data.from_buffers import read_buffer
+from sb3_jepa.data.from_episodes import holds_episodes, read_episodes
 from sb3_jepa.data.from_files import read_file
 from sb3_jepa.data.from_minari import read_minari
 from sb3_jepa.data.recordings import Recordings
@@ -23,7 +24,8 @@ def read(source: Any, **kwargs: Any) -> Recordings:
     """
     Recordings of anything that holds or shows observations.
 
-    :param source: :class:`Recordings`; a file or folder, see :func:`read_file`; a buffer, see :func:`read_buffer`; a
+    :param source: :class:`Recordings`; a file or folder, see :func:`read_file`; a folder of ExoRL's, see
+        :func:`read_episodes`; a buffer, see :func:`read_buffer`; a
         data set of Minari, as ``"minari:ID"`` too, see :func:`read_minari`; an environment or its ID, see
         :func:`~sb3_jepa.pretrain.record_env`
     :param kwargs: The further parameters of that function
@@ -40,6 +42,8 @@ def read(source: Any, **kwargs: Any) -> Recordings:
         return read_minari(source.removeprefix(MINARI_PREFIX), **kwargs)
     # Skip the empty path: it would be the current folder
     if isinstance(source, (str, os.PathLike)) and os.fspath(source) and pathlib.Path(source).exists():
+        if holds_episodes(source):
+            return read_episodes(source, **kwargs)
         return read_file(source, **kwargs)
     if is_env(source):
         return record_env(source, **kwargs)

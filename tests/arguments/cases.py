@@ -146,6 +146,14 @@ def encoder_file() -> pathlib.Path:
 
 
 @functools.lru_cache
+def episodes_folder() -> pathlib.Path:
+    folder = made_files() / "episodes"
+    folder.mkdir()
+    np.savez(folder / "0.npz", observation=np.zeros((3, 4), np.float32), action=np.zeros((3, 2), np.float32))
+    return folder
+
+
+@functools.lru_cache
 def rows_file() -> pathlib.Path:
     np.save(made_files() / "rows.npy", np.zeros((3, 4), np.float32))
     return made_files() / "rows.npy"

@@ -27,6 +27,7 @@ from tests.arguments.cases import (
     UNIT_INTERVAL,
     VECTOR,
     Call,
+    episodes_folder,
     image_extractor,
     kind,
     made_files,
@@ -192,6 +193,11 @@ PRETRAINING = [
     ),
     Call(pretrain.read, lambda: dict(source=recordings()), dict(source=INSTANCE), dict(kwargs="those of the readers")),
     Call(pretrain.read_buffer, lambda: dict(buffer=replay_buffer()), dict(buffer=INSTANCE)),
+    Call(
+        data.read_episodes,
+        lambda: dict(folder=episodes_folder()),
+        dict(folder=NO_SUCH_FILE, observation_space=or_none(INSTANCE), action_space=or_none(INSTANCE)),
+    ),
     Call(
         pretrain.read_file,
         lambda: dict(path=rows_file()),
