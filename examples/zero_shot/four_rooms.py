@@ -138,3 +138,63 @@ def score(model: Any, infer: bool = True) -> float:
         actions, _ = model.policy_for(task).predict(CODES, deterministic=True)
         shares.append(returns_of(actions, goal) / BEST[goal])
     return float(np.mean(shares))
+
+
+SETTINGS: dict[str, Any] = dict(gamma=GAMMA, momentum=0.99, learning_rate=5e-4, device="cpu")
+NETWORKS: dict[str, Any] = dict(net_arch=[128, 128], encoder_dim=128, state_dim=64, task_dim=32)
+ARMS: dict[str, tuple[type[TDJEPA], dict[str, Any]]] = {
+    "td-jepa": (TDJEPA, {}),
+    "symmetric": (TDJEPA, dict(policy_kwargs=dict(symmetric=True))),
+    "one-step": (TDJEPA, dict(gamma=0.0)),
+    "behavior": (TDJEPA, dict(next_actions="data")),
+    "without-orthonormality": (TDJEPA, dict(state_orthonormality_coef=0.0, task_orthonormality_coef=0.0)),
+    "forward-backward": (ForwardBackward, dict(state_orthonormality_coef=0.0, task_orthonormality_coef=1.0)),
+    "random-features": (RandomTaskFeatures, {}),
+}
+
+
+def train(arm: str, seed: int, gradient_steps: int, folder: pathlib.Path) -> None:
+    """
+    Train and evaluate, unless that is done already, and write a result.
+
+    :param arm: Name
+    :param seed: Of networks and data
+    :param gradient_steps: Number of updates
+    :param folder: Where to write
+    """
+    path = folder / arm / f"seed{seed}.json"
+    if path.is_file():
+        return
+    algorithm, changes = ARMS[arm]
+    policy_kwargs = {**NETWORKS, **changes.get("policy_kwargs", {})}
+    model = algorithm("MlpPolicy", FourRooms(), seed=seed, **{**SETTINGS, **changes, "policy_kwargs": policy_kwargs})
+    start = time.process_time()
+    model.learn_offline(draw_transitions(50_000, seed), gradient_steps)
+    result = dict(
+        score=score(model),
+        random_task=score(model, infer=False),
+        gauges={name: float(value) for name, value in model.embedding_gauges().items()},
+        cpu_seconds=time.process_time() - start,
+        gradient_steps=gradient_steps,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1))
+    print(f"{arm}, seed {seed}: {result}")
+
+
+def main() -> None:
+    """Train what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--gradient-steps", type=int, default=4_000)
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/four_rooms"))
+    options = parser.parse_args()
+    th.set_num_threads(1)
+    for seed in options.seeds:
+        for arm in options.arms:
+            train(arm, seed, options.gradient_steps, options.folder)
+
+
+if __name__ == "__main__":
+    main()

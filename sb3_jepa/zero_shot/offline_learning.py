@@ -126,7 +126,7 @@ class LearnsOffline(OffPolicyAlgorithm):
 
     def dump_logs(self) -> None:
         """Write log data."""
-        for name, value in {**self._losses, **self._embedding_gauges()}.items():
+        for name, value in {**self._losses, **self.embedding_gauges()}.items():
             room = "train" if name == "actor_loss" else "jepa"
             self.logger.record(f"{room}/{name}", float(value))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -134,8 +134,11 @@ class LearnsOffline(OffPolicyAlgorithm):
         super().dump_logs()
 
     @th.no_grad()
-    def _embedding_gauges(self) -> dict[str, th.Tensor]:
-        """Effective rank, and how alike the embeddings of different observations are: 0 if orthogonal, 1 if equal."""
+    def embedding_gauges(self) -> dict[str, th.Tensor]:
+        """
+        :return: Of each encoder's embeddings of observations that were learned from, the effective rank, and how alike
+            those of different observations are: 0 if orthogonal, 1 if equal. Nothing before the first update.
+        """
         buffer = self.replay_buffer
         if self._n_updates == 0 or buffer is None:
             return {}
