@@ -7,13 +7,19 @@ Scores are discounted returns of the zero-shot policies, for every fourth cell a
 those of the best policies. (No goal is told while it learns: it sees transitions from evenly drawn cells and actions.)
 """
 
+import argparse
+import json
+import pathlib
+import time
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 
-from sb3_jepa import Recordings
+from sb3_jepa import TDJEPA, Recordings
+from sb3_jepa.zero_shot import ForwardBackward, RandomTaskFeatures
 
 MAP = """
 ###########
