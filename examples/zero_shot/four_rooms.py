@@ -4,7 +4,7 @@ Four rooms whose cells look like random codes: does it see how far each cell is,
     python examples/zero_shot/four_rooms.py --gradient-steps 4000 --arms td-jepa one-step
 
 Scores are discounted returns of the zero-shot policies, for every fourth cell as the goal, from all cells, divided by
-those of the best policies. (No goal is told while it learns: it sees transitions from evenly drawn cells and actions.)
+those of the best policies. (No goal is told while it learns: it sees episodes from evenly drawn cells.)
 """
 
 import argparse
@@ -37,7 +37,7 @@ MAP = """
 CELLS = [(row, column) for row, line in enumerate(MAP) for column, mark in enumerate(line) if mark != "#"]
 # Up, down, left, right, stay
 MOVES = [(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)]
-N_CELLS, CODE_DIM, GAMMA = len(CELLS), 64, 0.95
+N_CELLS, CODE_DIM, GAMMA, EPISODE_STEPS = len(CELLS), 64, 0.95, 10
 # Where each action leads from each cell
 NEXT_CELLS = np.array(
     [
@@ -56,7 +56,7 @@ class FourRooms(gym.Env):
     :param episode_steps: After which an episode is truncated
     """
 
-    def __init__(self, goal: int | None = None, episode_steps: int = 50):
+    def __init__(self, goal: int | None = None, episode_steps: int = EPISODE_STEPS):
         self.observation_space = spaces.Box(-np.inf, np.inf, (CODE_DIM,), np.float32)
         self.action_space = spaces.Discrete(len(MOVES))
         self.goal, self.episode_steps = goal, episode_steps
@@ -75,26 +75,32 @@ class FourRooms(gym.Env):
         return CODES[self._cell], float(self._cell == self.goal), False, self._n_steps >= self.episode_steps, {}
 
 
-def draw_transitions(n: int, seed: int, drift: float = 0.0) -> Recordings:
+def draw_episodes(n_steps: int, seed: int, drift: float = 0.0) -> Recordings:
     """
-    :param n: How many, each an episode of its own
+    :param n_steps: How many steps, in episodes of 10 that begin in evenly drawn cells
     :param seed: Seed
-    :param drift: How much of the actions goes up and left, whatever the cell; the others are drawn evenly
-    :return: Transitions from evenly drawn cells
+    :param drift: Which share of the actions goes up or left, whatever the cell; the others are drawn evenly
+    :return: What was seen and done
     """
     rng = np.random.default_rng(seed)
-    cells, actions = rng.integers(N_CELLS, size=n), rng.integers(len(MOVES), size=n)
-    drifting = rng.random(n) < drift
-    actions[drifting] = rng.choice([0, 2], size=int(drifting.sum()))
-    led_to = NEXT_CELLS[cells, actions]
+    n_episodes = n_steps // EPISODE_STEPS
+    cells, all_actions = [rng.integers(N_CELLS, size=n_episodes)], []
+    for _ in range(EPISODE_STEPS):
+        actions = rng.integers(len(MOVES), size=n_episodes)
+        drifting = rng.random(n_episodes) < drift
+        actions[drifting] = rng.choice([0, 2], size=int(drifting.sum()))
+        all_actions.append(actions)
+        cells.append(NEXT_CELLS[cells[-1], actions])
+    # At the last observation of an episode nothing is done
+    done = np.stack([*all_actions, np.zeros_like(all_actions[0])], axis=1)
     env = FourRooms()
     return Recordings(
         env.observation_space,
-        CODES[np.stack([cells, led_to], axis=1).ravel()],
-        np.repeat(np.arange(n), 2),
+        CODES[np.stack(cells, axis=1).ravel()],
+        np.repeat(np.arange(n_episodes), EPISODE_STEPS + 1),
         env.action_space,
-        np.repeat(actions, 2),
-        has_action=np.tile([True, False], n),
+        done.ravel(),
+        has_action=np.tile(np.arange(EPISODE_STEPS + 1) < EPISODE_STEPS, n_episodes),
     )
 
 
@@ -135,7 +141,7 @@ def score(model: Any, infer: bool = True) -> float:
     shares = []
     for goal in GOALS:
         rewards = (np.arange(N_CELLS) == goal).astype(np.float32)
-        # Each cell three times: fewer than ten rewarded observations would be warned of
+        # Each cell ten times: fewer rewarded observations would be warned of
         task = (
             model.infer(rewards=np.repeat(rewards, 10), observations=np.repeat(CODES, 10, axis=0))
             if infer
@@ -159,13 +165,14 @@ ARMS: dict[str, tuple[type[TDJEPA], dict[str, Any]]] = {
 }
 
 
-def train(arm: str, seed: int, gradient_steps: int, folder: pathlib.Path) -> None:
+def train(arm: str, seed: int, gradient_steps: int, drift: float, folder: pathlib.Path) -> None:
     """
     Train and evaluate, unless that is done already, and write a result.
 
     :param arm: Name
     :param seed: Of networks and data
     :param gradient_steps: Number of updates
+    :param drift: Of the data
     :param folder: Where to write
     """
     path = folder / arm / f"seed{seed}.json"
@@ -175,13 +182,14 @@ def train(arm: str, seed: int, gradient_steps: int, folder: pathlib.Path) -> Non
     policy_kwargs = {**NETWORKS, **changes.get("policy_kwargs", {})}
     model = algorithm("MlpPolicy", FourRooms(), seed=seed, **{**SETTINGS, **changes, "policy_kwargs": policy_kwargs})
     start = time.process_time()
-    model.learn_offline(draw_transitions(50_000, seed), gradient_steps)
+    model.learn_offline(draw_episodes(50_000, seed, drift), gradient_steps)
     result = dict(
         score=score(model),
         random_task=score(model, infer=False),
         gauges={name: float(value) for name, value in model.embedding_gauges().items()},
         cpu_seconds=time.process_time() - start,
         gradient_steps=gradient_steps,
+        drift=drift,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1))
@@ -194,12 +202,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--gradient-steps", type=int, default=4_000)
+    parser.add_argument("--drift", type=float, default=0.0, help="share of the data's actions that go up or left")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/four_rooms"))
     options = parser.parse_args()
     th.set_num_threads(1)
     for seed in options.seeds:
         for arm in options.arms:
-            train(arm, seed, options.gradient_steps, options.folder)
+            train(arm, seed, options.gradient_steps, options.drift, options.folder)
 
 
 if __name__ == "__main__":
