@@ -1,0 +1,179 @@
+"""
+Zero-shot returns on point mass, cheetah and walker, of TD-JEPA and of what it is to be compared with.
+
+    python examples/zero_shot/collect.py --domain point_mass --policy random
+    python examples/zero_shot/compare.py --domain point_mass --arms td-jepa forward-backward --seeds 0 1 2 3 4
+
+Each run learns from the collected episodes, without rewards, and is then given the tasks: a task vector from 10,000
+observations and their rewards, computed from the recorded states. Returns are the means over episodes with seeds of
+their own, out of 1,000. A run that is finished is not run again.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch as th
+from collect import count
+from dmc import ACTION_REPEAT, TASKS, ControlEnv, rewards_of
+from stable_baselines3 import SAC
+
+from sb3_jepa import TDJEPA
+from sb3_jepa.zero_shot import ForwardBackward, RandomTaskFeatures
+
+SETTINGS: dict[str, Any] = dict(gamma=0.98, momentum=0.99, learning_rate=5e-4, batch_size=256, device="cpu")
+NETWORKS: dict[str, Any] = dict(net_arch=[128, 128], encoder_dim=128, state_dim=64, task_dim=50)
+ARMS: dict[str, tuple[type[TDJEPA], dict[str, Any]]] = {
+    "td-jepa": (TDJEPA, {}),
+    "symmetric": (TDJEPA, dict(policy_kwargs=dict(symmetric=True))),
+    "one-step": (TDJEPA, dict(gamma=0.0)),
+    "behavior": (TDJEPA, dict(next_actions="data")),
+    "without-orthonormality": (TDJEPA, dict(state_orthonormality_coef=0.0, task_orthonormality_coef=0.0)),
+    "forward-backward": (ForwardBackward, dict(state_orthonormality_coef=0.0, task_orthonormality_coef=1.0)),
+    "random-features": (RandomTaskFeatures, {}),
+}
+N_INFERENCE, N_RANDOM_TASKS = 10_000, 100
+
+
+def rewarded_observations(domain: str, folder: pathlib.Path, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """
+    :param domain: Of :mod:`dmc`
+    :param folder: Of its episodes
+    :param seed: Seed of the choice
+    :return: Observations that were arrived at, and the rewards of each task for that
+    """
+    files = sorted(folder.glob("episode_*.npz"))
+    rng = np.random.default_rng(seed)
+    per_episode = -(-N_INFERENCE // len(files))
+    parts: list[tuple[np.ndarray, ...]] = []
+    for file in files:
+        with np.load(file) as episode:
+            steps = np.arange(1, len(episode["observation"]))
+            rows = rng.choice(steps, min(per_episode, len(steps)), replace=False)
+            parts.append(tuple(episode[name][rows] for name in ("observation", "physics", "action")))
+    observations, states, actions = (np.concatenate(part)[:N_INFERENCE] for part in zip(*parts, strict=True))
+    return observations, rewards_of(domain, states, actions)
+
+
+def evaluate(policy: Any, domain: str, n_episodes: int, seed: int = 1_000) -> dict[str, float]:
+    """
+    :param policy: With Stable-Baselines3's ``predict``
+    :param domain: Of :mod:`dmc`
+    :param n_episodes: Run beside each other
+    :param seed: Of the first
+    :return: Mean return of each task
+    """
+    envs = [ControlEnv(domain, seed=seed + number) for number in range(n_episodes)]
+    observations = np.stack([env.reset()[0] for env in envs])
+    returns = dict.fromkeys(TASKS[domain], 0.0)
+    is_over = False
+    while not is_over:
+        actions, _ = policy.predict(observations, deterministic=True)
+        steps = [env.step(action) for env, action in zip(envs, actions, strict=True)]
+        observations, is_over = np.stack([step[0] for step in steps]), steps[0][3]
+        for name, reward in TASKS[domain].items():
+            returns[name] += ACTION_REPEAT * float(np.mean([reward(env.physics) for env in envs]))
+    return returns
+
+
+def train(arm: str, domain: str, data: pathlib.Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """
+    :param arm: Name
+    :param domain: Of :mod:`dmc`
+    :param data: Folder of its episodes
+    :param seed: Seed
+    :param options: As given to this script
+    :return: What was measured
+    """
+    algorithm, changes = ARMS[arm]
+    settings = {**SETTINGS, **json.loads(options.settings)}
+    policy_kwargs = {**NETWORKS, **settings.pop("policy_kwargs", {}), **changes.get("policy_kwargs", {})}
+    settings = {**settings, **changes, "policy_kwargs": policy_kwargs}
+    model = algorithm("MlpPolicy", ControlEnv(domain), seed=seed, **settings)
+    model.set_data(data)
+    observations, rewards = rewarded_observations(domain, data, seed)
+    curve: dict[int, dict[str, float]] = {}
+    seconds = 0.0
+    for n_steps in range(options.eval_freq, options.gradient_steps + 1, options.eval_freq):
+        start = time.process_time()
+        model.learn_offline(None, options.eval_freq, reset_num_timesteps=not curve)
+        seconds += time.process_time() - start
+        curve[n_steps], fits = {}, {}
+        for name in TASKS[domain]:
+            task = model.infer(rewards=rewards[name], observations=observations)
+            curve[n_steps][name] = evaluate(model.policy_for(task), domain, options.episodes)[name]
+            fits[name] = task.fit.r2 if task.fit else None
+        print(f"{domain} {arm} {seed} {n_steps}: {curve[n_steps]}", flush=True)
+    random_tasks = [evaluate(model.policy_for(model.random_task()), domain, 2) for _ in range(N_RANDOM_TASKS)]
+    return dict(
+        returns=curve[max(curve)],
+        curve=curve,
+        r2=fits,
+        gauges={name: float(value) for name, value in model.embedding_gauges().items()},
+        random_tasks={name: [one[name] for one in random_tasks] for name in TASKS[domain]},
+        milliseconds_per_update=1_000 * seconds / options.gradient_steps,
+        gradient_steps=options.gradient_steps,
+        settings={name: repr(value) for name, value in settings.items()},
+    )
+
+
+def train_sac(domain: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """
+    :param domain: Of :mod:`dmc`
+    :param seed: Seed
+    :param options: As given to this script
+    :return: The return of an agent for each task, which was trained with its reward
+    """
+    returns = {}
+    for name in TASKS[domain]:
+        model = SAC("MlpPolicy", ControlEnv(domain, name, seed=seed), seed=seed, device="cpu", learning_starts=1_000)
+        model.learn(options.sac_steps)
+        returns[name] = evaluate(model, domain, options.episodes)[name]
+        print(f"{domain} sac {seed}: {name} {returns[name]:.1f}", flush=True)
+    return dict(returns=returns, timesteps=options.sac_steps)
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domain", choices=TASKS, default="point_mass")
+    parser.add_argument("--policy", choices=("random", "novelty"), default="random", help="whose episodes")
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, "sac"], default=["td-jepa"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--gradient-steps", type=int, default=30_000)
+    parser.add_argument("--eval-freq", type=int, default=10_000)
+    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--sac-steps", type=int, default=50_000)
+    parser.add_argument("--settings", default="{}", help="other arguments of the algorithm, as JSON")
+    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("runs/zero_shot/data"))
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/zero_shot/results"))
+    options = parser.parse_args()
+    th.set_num_threads(1)
+    # A poor fit is in the results
+    warnings.filterwarnings("ignore", "The task vector reproduces")
+    data = options.data / f"{options.domain}_{options.policy}"
+    if count(data) == 0:
+        parser.error(f"there are no episodes in {data}: run collect.py first")
+    for seed in options.seeds:
+        for arm in options.arms:
+            path = options.folder / options.domain / arm / f"seed{seed}.json"
+            if path.is_file():
+                continue
+            if arm == "sac":
+                result = train_sac(options.domain, seed, options)
+            else:
+                result = train(arm, options.domain, data, seed, options)
+            result["versions"] = {name: version(name) for name in ("sb3-jepa", "torch", "dm-control", "mujoco")}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".part")
+            unfinished.write_text(json.dumps(result, indent=1))
+            unfinished.rename(path)
+
+
+if __name__ == "__main__":
+    main()
