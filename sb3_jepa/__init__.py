@@ -51,7 +51,7 @@ from sb3_jepa.buffers import (
 from sb3_jepa.callbacks import JepaCallback, PictureCallback, ProbeCallback
 from sb3_jepa.data import Recordings
 from sb3_jepa.envs import VecSurprise
-from sb3_jepa.extractors import JepaExtractor, MlpExtractor, load_encoder, read_encoder, save_encoder
+from sb3_jepa.extractors import DrqExtractor, JepaExtractor, MlpExtractor, load_encoder, read_encoder, save_encoder
 from sb3_jepa.inspection import LatentModel, noise_diagnostic, surprise
 from sb3_jepa.objectives import (
     DmtJepa,
@@ -80,6 +80,7 @@ __all__ = [
     "TD3",
     "TDJEPA",
     "DmtJepa",
+    "DrqExtractor",
     "FrameDictReplayBuffer",
     "FrameReplayBuffer",
     "JepaCallback",

@@ -202,12 +202,11 @@ class TaskActor(nn.Module):
 
 def init_orthogonally(module: nn.Module) -> None:
     """
-    Orthogonal weights, with the gain of ReLU for convolutions, and biases of 0, as in *TD-JEPA*'s code.
+    Orthogonal weights and biases of 0, as in *TD-JEPA*'s code.
 
-    :param module: Whose linear layers and convolutions to initialise
+    :param module: Whose linear layers to initialise
     """
     for layer in module.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            nn.init.orthogonal_(layer.weight, 2.0**0.5 if isinstance(layer, nn.Conv2d) else 1.0)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)

@@ -94,6 +94,11 @@ FACE = [
         run=lambda **kwargs: sb3_jepa.PPO("JepaPolicy", cartpole(), policy_kwargs=kwargs, **SMALL_PPO),
     ),
     Call(
+        sb3_jepa.DrqExtractor,
+        lambda: dict(observation_space=IMAGE),
+        dict(observation_space=INSTANCE, features_dim=COUNT, normalized_image=FLAG),
+    ),
+    Call(
         sb3_jepa.MlpExtractor,
         lambda: dict(observation_space=spaces.Box(-1, 1, (3,))),
         dict(observation_space=INSTANCE, embed_dim=COUNT, hidden_dim=COUNT, hidden_layers=COUNT),

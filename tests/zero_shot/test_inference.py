@@ -12,7 +12,15 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_jepa import TDJEPA, FrameReplayBuffer, JepaExtractor, Recordings, TaskEvalCallback, TaskPictureCallback
+from sb3_jepa import (
+    TDJEPA,
+    DrqExtractor,
+    FrameReplayBuffer,
+    JepaExtractor,
+    Recordings,
+    TaskEvalCallback,
+    TaskPictureCallback,
+)
 from sb3_jepa.data import record_env
 from sb3_jepa.zero_shot import TDJEPAPolicy
 from tests.conftest import FakeEnv
@@ -191,15 +199,14 @@ def test_a_file_is_read_with_the_spaces_of_the_environment(tmp_path, data):
     assert np.abs(model.replay_buffer.actions).max() <= 1.0
 
 
-@pytest.mark.parametrize("extractor", [None, JepaExtractor])
+@pytest.mark.parametrize("extractor", [None, JepaExtractor, DrqExtractor])
 def test_pixels(extractor):
     env = make_vec_env(lambda: FakeEnv(spaces.Box(0, 255, (3, 36, 36), np.uint8), spaces.Box(-1, 1, (2,))))
     policy_kwargs = dict(net_arch=[16, 16], state_dim=12, task_dim=6, encoder_dim=16)
     if extractor is not None:
-        policy_kwargs.update(
-            features_extractor_class=extractor,
-            features_extractor_kwargs=dict(embed_dim=16, num_heads=2, depth=1, patch_size=12),
-        )
+        policy_kwargs.update(features_extractor_class=extractor)
+    if extractor is JepaExtractor:
+        policy_kwargs.update(features_extractor_kwargs=dict(embed_dim=16, num_heads=2, depth=1, patch_size=12))
     model = TDJEPA(
         "CnnPolicy",
         env,
@@ -211,7 +218,7 @@ def test_pixels(extractor):
     )
     assert isinstance(model.replay_buffer, FrameReplayBuffer)
     model.learn(30)
-    if extractor is not None:
+    if extractor is JepaExtractor:
         standardizations = model.policy.state_encoder.features_extractor.standardizations
         assert all(int(one.n_seen) > 0 for one in standardizations)
     recordings = record_env(env, 60, progress_bar=False)

@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_the_paper(env):
     expected = expected + 0.1 * regularization(phi) + 0.1 * regularization(psi)
     learners = [p for network in policy.learners for p in network.parameters()]
     own, by_hand = th.autograd.grad(loss, learners), th.autograd.grad(expected, learners)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for one, other in zip(own, by_hand, strict=True):
         th.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
