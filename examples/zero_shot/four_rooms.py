@@ -152,7 +152,14 @@ def score(model: Any, infer: bool = True) -> float:
     return float(np.mean(shares))
 
 
-SETTINGS: dict[str, Any] = dict(gamma=GAMMA, momentum=0.99, learning_rate=5e-4, device="cpu")
+SETTINGS: dict[str, Any] = dict(
+    gamma=GAMMA,
+    momentum=0.99,
+    learning_rate=5e-4,
+    state_orthonormality_coef=0.1,
+    task_orthonormality_coef=0.1,
+    device="cpu",
+)
 NETWORKS: dict[str, Any] = dict(net_arch=[128, 128], encoder_dim=128, state_dim=64, task_dim=32)
 ARMS: dict[str, tuple[type[TDJEPA], dict[str, Any]]] = {
     "td-jepa": (TDJEPA, {}),

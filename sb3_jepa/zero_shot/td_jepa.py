@@ -90,7 +90,8 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
     :param train_freq: Update the model every so many steps
     :param gradient_steps: How many updates then
     :param state_orthonormality_coef: Weight of the state embeddings' orthonormality, :math:`\lambda_\varphi`
-    :param task_orthonormality_coef: Weight of the task embeddings' orthonormality, :math:`\lambda_\psi`
+    :param task_orthonormality_coef: Weight of the task embeddings' orthonormality, :math:`\lambda_\psi`. The paper tries
+        0.01 to 10 for each domain
     :param goal_share: Which share of the task vectors of an update are embeddings of other observations of the batch;
         the others are random
     :param whiten_goals: Whether the embeddings of goals are multiplied by the inverse of their second moment, as the
@@ -131,8 +132,8 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
         gamma: float = 0.98,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = 1,
-        state_orthonormality_coef: float = 0.1,
-        task_orthonormality_coef: float = 0.1,
+        state_orthonormality_coef: float = 1.0,
+        task_orthonormality_coef: float = 1.0,
         goal_share: float = 0.5,
         whiten_goals: bool = False,
         next_actions: str = "policy",

@@ -50,7 +50,8 @@ def changed(policy) -> set[str]:
 
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
 def test_the_loss_is_that_of_the_paper(env):
-    model = make_model(env=env, policy_kwargs=dict(exploration_noise=0.0))
+    coefficients = dict(state_orthonormality_coef=0.1, task_orthonormality_coef=0.2)
+    model = make_model(env=env, policy_kwargs=dict(exploration_noise=0.0), **coefficients)
     policy, batch = model.policy, draw_batch(model)
     # Targets that differ from what they follow
     for target in (*policy.target_encoders.values(), *policy.target_predictors.values()):
@@ -77,7 +78,7 @@ def test_the_loss_is_that_of_the_paper(env):
         return off_diagonal / (2 * 16 * 15) - products.diagonal().mean()
 
     expected = 0.5 * (t1 - y1).square().sum(-1).mean() + 0.5 * (t2 - y2).square().sum(-1).mean()
-    expected = expected + 0.1 * regularization(phi) + 0.1 * regularization(psi)
+    expected = expected + 0.1 * regularization(phi) + 0.2 * regularization(psi)
     learners = [p for network in policy.learners for p in network.parameters()]
     own, by_hand = th.autograd.grad(loss, learners), th.autograd.grad(expected, learners)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
