@@ -26,7 +26,7 @@ from stable_baselines3 import SAC
 from sb3_jepa import TDJEPA
 from sb3_jepa.zero_shot import ForwardBackward, RandomTaskFeatures
 
-SETTINGS: dict[str, Any] = dict(gamma=0.98, momentum=0.99, learning_rate=5e-4, batch_size=256, device="cpu")
+SETTINGS: dict[str, Any] = dict(gamma=0.98, momentum=0.99, learning_rate=5e-4, batch_size=256)
 NETWORKS: dict[str, Any] = dict(net_arch=[128, 128], encoder_dim=128, state_dim=64, task_dim=50)
 ARMS: dict[str, tuple[type[TDJEPA], dict[str, Any]]] = {
     "td-jepa": (TDJEPA, {}),
@@ -37,7 +37,7 @@ ARMS: dict[str, tuple[type[TDJEPA], dict[str, Any]]] = {
     "forward-backward": (ForwardBackward, dict(state_orthonormality_coef=0.0, task_orthonormality_coef=1.0)),
     "random-features": (RandomTaskFeatures, {}),
 }
-N_INFERENCE, N_RANDOM_TASKS = 10_000, 100
+N_INFERENCE = 10_000
 
 
 def rewarded_observations(domain: str, folder: pathlib.Path, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -91,7 +91,7 @@ def train(arm: str, domain: str, data: pathlib.Path, seed: int, options: argpars
     :return: What was measured
     """
     algorithm, changes = ARMS[arm]
-    settings = {**SETTINGS, **json.loads(options.settings)}
+    settings = {**SETTINGS, "device": options.device, **json.loads(options.settings)}
     policy_kwargs = {**NETWORKS, **settings.pop("policy_kwargs", {}), **changes.get("policy_kwargs", {})}
     settings = {**settings, **changes, "policy_kwargs": policy_kwargs}
     model = algorithm("MlpPolicy", ControlEnv(domain), seed=seed, **settings)
@@ -109,7 +109,7 @@ def train(arm: str, domain: str, data: pathlib.Path, seed: int, options: argpars
             curve[n_steps][name] = evaluate(model.policy_for(task), domain, options.episodes)[name]
             fits[name] = task.fit.r2 if task.fit else None
         print(f"{domain} {arm} {seed} {n_steps}: {curve[n_steps]}", flush=True)
-    random_tasks = [evaluate(model.policy_for(model.random_task()), domain, 2) for _ in range(N_RANDOM_TASKS)]
+    random_tasks = [evaluate(model.policy_for(model.random_task()), domain, 2) for _ in range(options.random_tasks)]
     return dict(
         returns=curve[max(curve)],
         curve=curve,
@@ -148,7 +148,9 @@ def main() -> None:
     parser.add_argument("--gradient-steps", type=int, default=30_000)
     parser.add_argument("--eval-freq", type=int, default=10_000)
     parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--random-tasks", type=int, default=100, help="how many random task vectors are tried")
     parser.add_argument("--sac-steps", type=int, default=50_000)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--settings", default="{}", help="other arguments of the algorithm, as JSON")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("runs/zero_shot/data"))
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/zero_shot/results"))

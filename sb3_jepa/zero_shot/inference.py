@@ -34,7 +34,6 @@ class InfersTasks(OffPolicyAlgorithm):
     """What an algorithm of any task has beside learning: tasks and their policies."""
 
     policy: Any
-    task_moment: Any
     # Of a model that was loaded without its replay buffer
     inference_observations: Any = None
 
@@ -101,8 +100,7 @@ class InfersTasks(OffPolicyAlgorithm):
         if goal is not None:
             keyed = {key: np.asarray(one)[None] for key, one in by_key(goal).items()}
             embedding = self._embed("goal", as_observations(keyed))
-            moment = th.as_tensor(self.task_moment, device=self.device)
-            return Task(self._task_of_goals(embedding, moment)[0].cpu().numpy(), "goal")  # type: ignore[attr-defined]
+            return Task(self._task_of_goals(embedding)[0].cpu().numpy(), "goal")  # type: ignore[attr-defined]
         if demonstration is not None:
             embeddings = self._embed("demonstration", demonstration)
             if len(embeddings) < 2:

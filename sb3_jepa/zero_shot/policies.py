@@ -68,6 +68,7 @@ class TDJEPAPolicy(BasePolicy):
     # What both encoders begin with, unless another class is asked for
     default_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
     task: th.Tensor | None
+    task_moment: th.Tensor
 
     def __init__(
         self,
@@ -130,6 +131,8 @@ class TDJEPAPolicy(BasePolicy):
         self.register_buffer(
             "task", None if task is None else th.as_tensor(task, dtype=th.float32).reshape(-1, task_dim)
         )
+        # Second moment of the task embeddings, for goals that are whitened
+        self.register_buffer("task_moment", th.eye(task_dim))
         # The task vector of each row of a batch, instead of one for all
         self._tasks_of_rows: th.Tensor | None = None
 

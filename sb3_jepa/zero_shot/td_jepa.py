@@ -21,6 +21,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -30,6 +31,7 @@ from sb3_jepa.buffers.replay_transitions import sample_transitions
 from sb3_jepa.common import checks
 from sb3_jepa.common.divergence import check_gradients
 from sb3_jepa.zero_shot.collection import CollectsForTasks
+from sb3_jepa.zero_shot.cuda_graph import RecordedUpdate, can_be_recorded
 from sb3_jepa.zero_shot.inference import InfersTasks
 from sb3_jepa.zero_shot.losses import draw_tasks, orthonormality_loss, temporal_difference_loss
 from sb3_jepa.zero_shot.networks import best_action, project
@@ -90,8 +92,8 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
     :param train_freq: Update the model every so many steps
     :param gradient_steps: How many updates then
     :param state_orthonormality_coef: Weight of the state embeddings' orthonormality, :math:`\lambda_\varphi`
-    :param task_orthonormality_coef: Weight of the task embeddings' orthonormality, :math:`\lambda_\psi`. The paper tries
-        0.01 to 10 for each domain
+    :param task_orthonormality_coef: Weight of the task embeddings' orthonormality, :math:`\lambda_\psi`. The paper
+        tries 0.01 to 10 for each domain
     :param goal_share: Which share of the task vectors of an update are embeddings of other observations of the batch;
         the others are random
     :param whiten_goals: Whether the embeddings of goals are multiplied by the inverse of their second moment, as the
@@ -101,6 +103,8 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
     :param behavior_coef: How much the actor is kept near the actions of the data, for data of experts; 0 for not
     :param replay_buffer_class: By default :class:`~sb3_jepa.FrameReplayBuffer` for images
     :param replay_buffer_kwargs: Keyword arguments for it, such as ``dict(random_shift=2)``
+    :param cuda_graph: On a GPU, whether updates are recorded once and then replayed, which spares Python's time; False
+        for a features extractor that PyTorch cannot record
     :param policy_kwargs: Keyword arguments for the policy
     :param stats_window_size: Window size of the rollout's logged means
     :param tensorboard_log: Where to log to
@@ -140,6 +144,7 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
         behavior_coef: float = 0.0,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
+        cuda_graph: bool = True,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -159,6 +164,7 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
         self.whiten_goals = checks.flag("whiten_goals", whiten_goals)
         self.next_actions = checks.choice("next_actions", next_actions, ("policy", "data"))
         self.behavior_coef = checks.number("behavior_coef", behavior_coef, least=0)
+        self.cuda_graph = checks.flag("cuda_graph", cuda_graph)
         policy_kwargs = checks.keyword_arguments("policy_kwargs", policy_kwargs)
         if self.behavior_coef > 0:
             policy_kwargs["behavior_flow"] = True
@@ -188,10 +194,9 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
             supported_action_spaces=(spaces.Box, spaces.Discrete),
         )
         self._n_updates = 0
-        # Second moment of the task embeddings, for goals that are whitened
-        self.task_moment: Any = None
         # Of the latest update
         self._losses: dict[str, th.Tensor] = {}
+        self._recorded_update: RecordedUpdate | None = None
         if _init_setup_model:
             self._setup_model()
 
@@ -203,8 +208,12 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
         if self.replay_buffer_class is None:
             self.replay_buffer_class = frame_buffer_class(self.observation_space)
         super()._setup_model()
-        if self.task_moment is None:
-            self.task_moment = np.eye(self.policy.task_dim, dtype=np.float32)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        optimizers = [self.policy.optimizer, self.policy.actor_optimizer]
+        if self.cuda_graph and self.device.type == "cuda" and can_be_recorded(optimizers):
+            self._recorded_update = RecordedUpdate(self._update, optimizers)
+        return super()._setup_learn(*args, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """
@@ -214,10 +223,9 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
         :param batch_size: Minibatch size
         """
         self._begin_training()
-        moment = th.as_tensor(self.task_moment, device=self.device)
         for _ in range(gradient_steps):
-            self._update(batch_size, moment)
-        self.task_moment = moment.cpu().numpy()
+            batch = self._sample(batch_size)
+            self._losses = self._update(batch) if self._recorded_update is None else self._recorded_update(batch)
         self._n_updates += gradient_steps
 
     def _begin_training(self) -> None:
@@ -230,21 +238,20 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
         optimizers = [policy.optimizer, policy.actor_optimizer]
         self._update_learning_rate([one for one in optimizers if one is not None])
 
-    def _update(self, batch_size: int, moment: th.Tensor) -> None:
+    def _update(self, batch: Batch) -> dict[str, th.Tensor]:
         policy = self.policy
-        batch = self._sample(batch_size, moment)
         loss, losses, state, task = self.representation_loss(batch)
         policy.optimizer.zero_grad()
         loss.backward()
         check_gradients(policy.optimizer)
         policy.optimizer.step()
-        moment.lerp_(task.T @ task / len(task), MOMENT_RATE)
+        policy.task_moment.lerp_(task.T @ task / len(task), MOMENT_RATE)
         if policy.actor is not None:
             losses["actor_loss"] = self._update_actor(batch, state)
         policy.update_targets(self.momentum)
-        self._losses = losses
+        return losses
 
-    def _sample(self, batch_size: int, moment: th.Tensor) -> Batch:
+    def _sample(self, batch_size: int) -> Batch:
         policy = self.policy
         horizon = 2 if self.next_actions == "data" else 1
         assert self.replay_buffer is not None
@@ -261,24 +268,25 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
             actions.flatten().long() if policy.is_discrete else actions,
             next_inputs,
             self.gamma * (1.0 - samples.dones),
-            self._draw_tasks(next_inputs, batch_size, moment),
+            self._draw_tasks(next_inputs, batch_size),
             data_actions,
         )
 
     @th.no_grad()
-    def _draw_tasks(self, inputs: Any, n_tasks: int, moment: th.Tensor) -> th.Tensor:
+    def _draw_tasks(self, inputs: Any, n_tasks: int) -> th.Tensor:
         """Random directions, and for a share of the rows the embeddings of other rows."""
         tasks = draw_tasks(n_tasks, self.policy.task_dim, self.device)
         n_goals = int(np.random.binomial(n_tasks, self.goal_share))  # noqa: NPY002
         if n_goals > 0:
             chosen = th.randperm(n_tasks, device=self.device)[:n_goals]
             goals = {key: rows[chosen] for key, rows in inputs.items()} if isinstance(inputs, dict) else inputs[chosen]
-            tasks[:n_goals] = self._task_of_goals(self.policy.task_encoder(goals), moment)
+            tasks[:n_goals] = self._task_of_goals(self.policy.task_encoder(goals))
         return tasks
 
-    def _task_of_goals(self, embeddings: th.Tensor, moment: th.Tensor) -> th.Tensor:
+    def _task_of_goals(self, embeddings: th.Tensor) -> th.Tensor:
         if not self.whiten_goals:
             return project(embeddings)
+        moment = self.policy.task_moment
         ridge = 1e-6 * th.eye(len(moment), device=moment.device)
         return project(th.linalg.solve(moment + ridge, embeddings.T).T)
 
@@ -366,13 +374,21 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
         policy.actor_optimizer.step()
         return loss.detach()
 
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """
+        :return: Of the policy and its optimizers, as they are saved
+        """
+        if self._recorded_update is not None:
+            self._recorded_update.release()
+        return super().get_parameters()
+
     @property
     def vec_normalize(self) -> Any:
         """What normalises the observations of the environment, or None."""
         return self._vec_normalize_env
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_losses", "_tasks_of_envs"]
+        return [*super()._excluded_save_params(), "_losses", "_recorded_update", "_tasks_of_envs"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = ["policy.optimizer", *(["policy.actor_optimizer"] if self.policy.actor_optimizer else [])]
