@@ -10,6 +10,7 @@ their own, out of 1,000. A run that is finished is not run again.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import time
@@ -37,7 +38,7 @@ ARMS: dict[str, tuple[type[TDJEPA], dict[str, Any]]] = {
     "forward-backward": (ForwardBackward, dict(state_orthonormality_coef=0.0, task_orthonormality_coef=1.0)),
     "random-features": (RandomTaskFeatures, {}),
 }
-N_INFERENCE = 10_000
+N_INFERENCE, N_ENVS = 10_000, 40
 
 
 def rewarded_observations(domain: str, folder: pathlib.Path, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -60,25 +61,42 @@ def rewarded_observations(domain: str, folder: pathlib.Path, seed: int) -> tuple
     return observations, rewards_of(domain, states, actions)
 
 
-def evaluate(policy: Any, domain: str, n_episodes: int, seed: int = 1_000) -> dict[str, float]:
+@functools.cache
+def evaluation_envs(domain: str) -> list[ControlEnv]:
+    """
+    :param domain: Of :mod:`dmc`
+    :return: Environments, which take longer to make than an episode lasts
+    """
+    return [ControlEnv(domain) for _ in range(N_ENVS)]
+
+
+def evaluate(policy: Any, domain: str, tasks: np.ndarray | None, n_episodes: int) -> dict[str, np.ndarray]:
     """
     :param policy: With Stable-Baselines3's ``predict``
     :param domain: Of :mod:`dmc`
-    :param n_episodes: Run beside each other
-    :param seed: Of the first
-    :return: Mean return of each task
+    :param tasks: Task vectors ``(tasks, task_dim)`` to act for, each in episodes that start alike; None for a policy
+        that has one task
+    :param n_episodes: Of each task
+    :return: Mean return of each vector, by the name of the reward
     """
-    envs = [ControlEnv(domain, seed=seed + number) for number in range(n_episodes)]
-    observations = np.stack([env.reset()[0] for env in envs])
-    returns = dict.fromkeys(TASKS[domain], 0.0)
-    is_over = False
-    while not is_over:
-        actions, _ = policy.predict(observations, deterministic=True)
-        steps = [env.step(action) for env, action in zip(envs, actions, strict=True)]
-        observations, is_over = np.stack([step[0] for step in steps]), steps[0][3]
-        for name, reward in TASKS[domain].items():
-            returns[name] += ACTION_REPEAT * float(np.mean([reward(env.physics) for env in envs]))
-    return returns
+    rows = np.repeat(np.arange(1 if tasks is None else len(tasks)), n_episodes)
+    returns = {name: np.zeros(len(rows)) for name in TASKS[domain]}
+    for first in range(0, len(rows), N_ENVS):
+        envs = evaluation_envs(domain)[: len(rows) - first]
+        chunk = slice(first, first + len(envs))
+        observations = np.stack([env.reset(seed=1_000 + i % n_episodes)[0] for i, env in enumerate(envs, first)])
+        if tasks is not None:
+            policy.act_for(th.as_tensor(tasks[rows[chunk]], device=policy.device))
+        is_over = False
+        while not is_over:
+            actions, _ = policy.predict(observations, deterministic=True)
+            steps = [env.step(action) for env, action in zip(envs, actions, strict=True)]
+            observations, is_over = np.stack([step[0] for step in steps]), steps[0][3]
+            for name, reward in TASKS[domain].items():
+                returns[name][chunk] += [ACTION_REPEAT * reward(env.physics) for env in envs]
+    if tasks is not None:
+        policy.act_for(None)
+    return {name: values.reshape(-1, n_episodes).mean(axis=1) for name, values in returns.items()}
 
 
 def train(arm: str, domain: str, data: pathlib.Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -103,19 +121,19 @@ def train(arm: str, domain: str, data: pathlib.Path, seed: int, options: argpars
         start = time.process_time()
         model.learn_offline(None, options.eval_freq, reset_num_timesteps=not curve)
         seconds += time.process_time() - start
-        curve[n_steps], fits = {}, {}
-        for name in TASKS[domain]:
-            task = model.infer(rewards=rewards[name], observations=observations)
-            curve[n_steps][name] = evaluate(model.policy_for(task), domain, options.episodes)[name]
-            fits[name] = task.fit.r2 if task.fit else None
+        found = {name: model.infer(rewards=values, observations=observations) for name, values in rewards.items()}
+        vectors = np.stack([task.vector for task in found.values()])
+        returns = evaluate(model.policy, domain, vectors, options.episodes)
+        curve[n_steps] = {name: float(returns[name][i]) for i, name in enumerate(found)}
         print(f"{domain} {arm} {seed} {n_steps}: {curve[n_steps]}", flush=True)
-    random_tasks = [evaluate(model.policy_for(model.random_task()), domain, 2) for _ in range(options.random_tasks)]
+    random_vectors = np.stack([model.random_task().vector for _ in range(options.random_tasks)])
+    random_returns = evaluate(model.policy, domain, random_vectors, 2)
     return dict(
         returns=curve[max(curve)],
         curve=curve,
-        r2=fits,
+        r2={name: None if task.fit is None else task.fit.r2 for name, task in found.items()},
         gauges={name: float(value) for name, value in model.embedding_gauges().items()},
-        random_tasks={name: [one[name] for one in random_tasks] for name in TASKS[domain]},
+        random_tasks={name: values.tolist() for name, values in random_returns.items()},
         milliseconds_per_update=1_000 * seconds / options.gradient_steps,
         gradient_steps=options.gradient_steps,
         settings={name: repr(value) for name, value in settings.items()},
@@ -133,7 +151,7 @@ def train_sac(domain: str, seed: int, options: argparse.Namespace) -> dict[str, 
     for name in TASKS[domain]:
         model = SAC("MlpPolicy", ControlEnv(domain, name, seed=seed), seed=seed, device="cpu", learning_starts=1_000)
         model.learn(options.sac_steps)
-        returns[name] = evaluate(model, domain, options.episodes)[name]
+        returns[name] = float(evaluate(model, domain, None, options.episodes)[name][0])
         print(f"{domain} sac {seed}: {name} {returns[name]:.1f}", flush=True)
     return dict(returns=returns, timesteps=options.sac_steps)
 
@@ -148,7 +166,7 @@ def main() -> None:
     parser.add_argument("--gradient-steps", type=int, default=30_000)
     parser.add_argument("--eval-freq", type=int, default=10_000)
     parser.add_argument("--episodes", type=int, default=10)
-    parser.add_argument("--random-tasks", type=int, default=100, help="how many random task vectors are tried")
+    parser.add_argument("--random-tasks", type=int, default=100, help="how many random vectors are tried")
     parser.add_argument("--sac-steps", type=int, default=50_000)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--settings", default="{}", help="other arguments of the algorithm, as JSON")

@@ -145,7 +145,6 @@ class ControlEnv(gym.Env):
     def __init__(self, domain: str, task: str | None = None, start: str = "anywhere", seed: int | None = None):
         self.domain, self.render_mode = domain, "rgb_array"
         self._make(start, seed)
-        self._start = start
         self._reward = TASKS[domain][task] if task else None
         action = self._env.action_spec()
         self.action_space = spaces.Box(-1.0, 1.0, action.shape, np.float32)
@@ -172,7 +171,7 @@ class ControlEnv(gym.Env):
         """Begin an episode."""
         super().reset(seed=seed)
         if seed is not None:
-            self._make(self._start, seed)
+            self._env.task.random.seed(seed)
         self._n_steps = 0
         return self._observation(self._env.reset()), {}
 

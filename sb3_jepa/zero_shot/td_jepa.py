@@ -15,9 +15,8 @@ policies: :math:`T(\varphi(s), a, z) \approx \mathbb E \sum_k \gamma^k \psi(s_{t
     evaluate_policy(model.policy_for(task), env)
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -27,9 +26,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_jepa.buffers.replay import frame_buffer_class
-from sb3_jepa.buffers.replay_transitions import sample_transitions
 from sb3_jepa.common import checks
 from sb3_jepa.common.divergence import check_gradients
+from sb3_jepa.common.observations import as_observations, by_key
+from sb3_jepa.zero_shot.batches import Batch, Samples, draw_samples
 from sb3_jepa.zero_shot.collection import CollectsForTasks
 from sb3_jepa.zero_shot.cuda_graph import RecordedUpdate, can_be_recorded
 from sb3_jepa.zero_shot.inference import InfersTasks
@@ -42,31 +42,6 @@ from sb3_jepa.zero_shot.policies import TDJEPACnnPolicy, TDJEPAMultiInputPolicy,
 MOMENT_RATE = 0.005
 # Inputs are measured on so many observations of the buffer
 N_MEASURED = 10_000
-
-
-class Batch(NamedTuple):
-    """
-    What one update learns from.
-
-    :param inputs: Preprocessed observations
-    :param actions: ``(batch, action_dim)``, or of discrete ones the numbers, ``(batch,)``
-    :param next_inputs: Preprocessed next observations
-    :param discounts: ``(batch, 1)``, 0 where the episode terminated
-    :param tasks: Task vectors ``(batch, task_dim)``
-    :param data_actions: Which actions the data took next, if these count, and where it took one, ``(batch,)``
-    """
-
-    inputs: Any
-    actions: th.Tensor
-    next_inputs: Any
-    discounts: th.Tensor
-    tasks: th.Tensor
-    data_actions: tuple[th.Tensor, th.Tensor] | None = None
-
-    @property
-    def weights(self) -> th.Tensor | None:
-        """``(batch,)``, 0 for what does not count; None if all do."""
-        return None if self.data_actions is None else self.data_actions[1]
 
 
 class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
@@ -212,7 +187,7 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         optimizers = [self.policy.optimizer, self.policy.actor_optimizer]
         if self.cuda_graph and self.device.type == "cuda" and can_be_recorded(optimizers):
-            self._recorded_update = RecordedUpdate(self._update, optimizers)
+            self._recorded_update = RecordedUpdate(self._learn_from, optimizers)
         return super()._setup_learn(*args, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
@@ -223,9 +198,10 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
         :param batch_size: Minibatch size
         """
         self._begin_training()
+        update, buffer = self._recorded_update or self._learn_from, self.replay_buffer
+        assert buffer is not None
         for _ in range(gradient_steps):
-            batch = self._sample(batch_size)
-            self._losses = self._update(batch) if self._recorded_update is None else self._recorded_update(batch)
+            self._losses = update(draw_samples(buffer, batch_size, self.vec_normalize, self.next_actions == "data"))
         self._n_updates += gradient_steps
 
     def _begin_training(self) -> None:
@@ -251,36 +227,34 @@ class TDJEPA(LearnsOffline, CollectsForTasks, InfersTasks, OffPolicyAlgorithm):
         policy.update_targets(self.momentum)
         return losses
 
-    def _sample(self, batch_size: int) -> Batch:
-        policy = self.policy
-        horizon = 2 if self.next_actions == "data" else 1
-        assert self.replay_buffer is not None
-        samples, transitions = sample_transitions(self.replay_buffer, batch_size, self.vec_normalize, horizon)
-        actions, next_inputs = samples.actions, policy.inputs(samples.next_observations)
-        data_actions = None
-        if horizon > 1:
-            following = transitions.actions[:, 1]
-            # There is nothing to bootstrap where the episode terminated
-            counts = th.maximum(transitions.valid[:, 1], samples.dones.flatten())
-            data_actions = following.flatten().long() if policy.is_discrete else following, counts
+    def _learn_from(self, samples: Samples) -> dict[str, th.Tensor]:
+        return self._update(self._make_batch(samples))
+
+    def _make_batch(self, samples: Samples) -> Batch:
+        policy, next_inputs = self.policy, self.policy.inputs(samples.next_observations)
+        data_actions = samples.data_actions
         return Batch(
             policy.inputs(samples.observations),
-            actions.flatten().long() if policy.is_discrete else actions,
+            self._as_known(samples.actions),
             next_inputs,
             self.gamma * (1.0 - samples.dones),
-            self._draw_tasks(next_inputs, batch_size),
-            data_actions,
+            self._draw_tasks(next_inputs, len(samples.actions)),
+            None if data_actions is None else (self._as_known(data_actions[0]), data_actions[1]),
         )
+
+    def _as_known(self, actions: th.Tensor) -> th.Tensor:
+        """Of discrete actions the numbers."""
+        return actions.flatten().long() if self.policy.is_discrete else actions
 
     @th.no_grad()
     def _draw_tasks(self, inputs: Any, n_tasks: int) -> th.Tensor:
         """Random directions, and for a share of the rows the embeddings of other rows."""
         tasks = draw_tasks(n_tasks, self.policy.task_dim, self.device)
-        n_goals = int(np.random.binomial(n_tasks, self.goal_share))  # noqa: NPY002
+        n_goals = round(self.goal_share * n_tasks)
         if n_goals > 0:
-            chosen = th.randperm(n_tasks, device=self.device)[:n_goals]
-            goals = {key: rows[chosen] for key, rows in inputs.items()} if isinstance(inputs, dict) else inputs[chosen]
-            tasks[:n_goals] = self._task_of_goals(self.policy.task_encoder(goals))
+            # Rows are in random order, and none is to have a goal of its own
+            goals = {key: rows.roll(1, 0)[:n_goals] for key, rows in by_key(inputs).items()}
+            tasks[:n_goals] = self._task_of_goals(self.policy.task_encoder(as_observations(goals)))
         return tasks
 
     def _task_of_goals(self, embeddings: th.Tensor) -> th.Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_jepa import TDJEPA
 from sb3_jepa.zero_shot.cuda_graph import RecordedUpdate
@@ -35,6 +36,6 @@ def test_a_model_that_has_replayed_is_saved_and_goes_on_elsewhere(tmp_path):
     model.learn(600)
     model.save(tmp_path / "model")
     model.learn(400, reset_num_timesteps=False)
-    loaded = TDJEPA.load(tmp_path / "model", env="Pendulum-v1", device="cpu")
+    loaded = TDJEPA.load(tmp_path / "model", env=make_vec_env("Pendulum-v1"), device="cpu")
     loaded.learn(400, reset_num_timesteps=False)
     assert all(value.isfinite().all() for value in loaded.policy.state_dict().values())

@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_jepa import TDJEPA, Recordings
 from sb3_jepa.zero_shot import ForwardBackward, RandomTaskFeatures
-from sb3_jepa.zero_shot.td_jepa import Batch
+from sb3_jepa.zero_shot.batches import Batch
 from tests.conftest import FakeEnv
 
 SMALL = dict(net_arch=[16, 16], state_dim=12, task_dim=6, encoder_dim=16)
