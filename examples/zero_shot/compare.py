@@ -22,24 +22,11 @@ import numpy as np
 import torch as th
 from collect import count
 from dmc import ACTION_REPEAT, TASKS, ControlEnv, rewards_of
+from methods import ARMS, make_model, write_result
 from stable_baselines3 import SAC
 
-from sb3_jepa import TDJEPA
-from sb3_jepa.zero_shot import ForwardBackward, RandomTaskFeatures
-
-SETTINGS: dict[str, Any] = dict(gamma=0.98, momentum=0.99, learning_rate=5e-4, batch_size=256)
 # Found with seed 100
 ORTHONORMALITY = {"point_mass": 1.0, "cheetah": 0.01, "walker": 1.0}
-NETWORKS: dict[str, Any] = dict(net_arch=[128, 128], encoder_dim=128, state_dim=64, task_dim=50)
-ARMS: dict[str, tuple[type[TDJEPA], dict[str, Any]]] = {
-    "td-jepa": (TDJEPA, {}),
-    "symmetric": (TDJEPA, dict(policy_kwargs=dict(symmetric=True))),
-    "one-step": (TDJEPA, dict(gamma=0.0)),
-    "behavior": (TDJEPA, dict(next_actions="data")),
-    "without-orthonormality": (TDJEPA, dict(state_orthonormality_coef=0.0, task_orthonormality_coef=0.0)),
-    "forward-backward": (ForwardBackward, dict(state_orthonormality_coef=0.0, task_orthonormality_coef=1.0)),
-    "random-features": (RandomTaskFeatures, {}),
-}
 N_INFERENCE, N_ENVS = 10_000, 40
 
 
@@ -110,18 +97,13 @@ def train(arm: str, domain: str, data: pathlib.Path, seed: int, options: argpars
     :param options: As given to this script
     :return: What was measured
     """
-    algorithm, changes = ARMS[arm]
-    coefficient = ORTHONORMALITY[domain]
-    settings = {
-        **SETTINGS,
-        "state_orthonormality_coef": coefficient,
-        "task_orthonormality_coef": coefficient,
+    settings: dict[str, Any] = {
+        "state_orthonormality_coef": ORTHONORMALITY[domain],
+        "task_orthonormality_coef": ORTHONORMALITY[domain],
         "device": options.device,
         **json.loads(options.settings),
     }
-    policy_kwargs = {**NETWORKS, **settings.pop("policy_kwargs", {}), **changes.get("policy_kwargs", {})}
-    settings = {**settings, **changes, "policy_kwargs": policy_kwargs}
-    model = algorithm("MlpPolicy", ControlEnv(domain), seed=seed, **settings)
+    model = make_model(arm, ControlEnv(domain), seed, **settings)
     model.set_data(data)
     observations, rewards = rewarded_observations(domain, data, seed)
     curve: dict[int, dict[str, float]] = {}
@@ -200,10 +182,7 @@ def main() -> None:
             else:
                 result = train(arm, options.domain, data, seed, options)
             result["versions"] = {name: version(name) for name in ("sb3-jepa", "torch", "dm-control", "mujoco")}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".part")
-            unfinished.write_text(json.dumps(result, indent=1))
-            unfinished.rename(path)
+            write_result(path, result)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from absl import logging
 from dm_control import suite
 from dm_control.rl import control
 from dm_control.suite import point_mass
 from dm_control.utils import rewards
 from gymnasium import spaces
+
+# Each cheetah that is made warns of an attribute that dm_control's own file has
+logging.set_verbosity("error")
 
 # Steps of the physics in an episode, and for one action: dm_control's own have 1
 EPISODE_STEPS, ACTION_REPEAT = 1_000, 5

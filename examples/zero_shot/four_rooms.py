@@ -8,7 +8,6 @@ those of the best policies. (No goal is told while it learns: it sees episodes f
 """
 
 import argparse
-import json
 import pathlib
 import time
 from typing import Any
@@ -17,9 +16,9 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from methods import ARMS, make_model, write_result
 
-from sb3_jepa import TDJEPA, Recordings
-from sb3_jepa.zero_shot import ForwardBackward, RandomTaskFeatures
+from sb3_jepa import Recordings
 
 MAP = """
 ###########
@@ -154,22 +153,10 @@ def score(model: Any, infer: bool = True) -> float:
 
 SETTINGS: dict[str, Any] = dict(
     gamma=GAMMA,
-    momentum=0.99,
-    learning_rate=5e-4,
     state_orthonormality_coef=0.1,
     task_orthonormality_coef=0.1,
-    device="cpu",
+    policy_kwargs=dict(task_dim=32),
 )
-NETWORKS: dict[str, Any] = dict(net_arch=[128, 128], encoder_dim=128, state_dim=64, task_dim=32)
-ARMS: dict[str, tuple[type[TDJEPA], dict[str, Any]]] = {
-    "td-jepa": (TDJEPA, {}),
-    "symmetric": (TDJEPA, dict(policy_kwargs=dict(symmetric=True))),
-    "one-step": (TDJEPA, dict(gamma=0.0)),
-    "behavior": (TDJEPA, dict(next_actions="data")),
-    "without-orthonormality": (TDJEPA, dict(state_orthonormality_coef=0.0, task_orthonormality_coef=0.0)),
-    "forward-backward": (ForwardBackward, dict(state_orthonormality_coef=0.0, task_orthonormality_coef=1.0)),
-    "random-features": (RandomTaskFeatures, {}),
-}
 
 
 def train(arm: str, seed: int, gradient_steps: int, drift: float, folder: pathlib.Path) -> None:
@@ -185,9 +172,7 @@ def train(arm: str, seed: int, gradient_steps: int, drift: float, folder: pathli
     path = folder / arm / f"seed{seed}.json"
     if path.is_file():
         return
-    algorithm, changes = ARMS[arm]
-    policy_kwargs = {**NETWORKS, **changes.get("policy_kwargs", {})}
-    model = algorithm("MlpPolicy", FourRooms(), seed=seed, **{**SETTINGS, **changes, "policy_kwargs": policy_kwargs})
+    model = make_model(arm, FourRooms(), seed, **SETTINGS)
     start = time.process_time()
     model.learn_offline(draw_episodes(50_000, seed, drift), gradient_steps)
     result = dict(
@@ -198,8 +183,7 @@ def train(arm: str, seed: int, gradient_steps: int, drift: float, folder: pathli
         gradient_steps=gradient_steps,
         drift=drift,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1))
+    write_result(path, result)
     print(f"{arm}, seed {seed}: {result}")
 
 

@@ -20,31 +20,15 @@ import gymnasium as gym
 import numpy as np
 import ogbench  # noqa: F401
 import torch as th
+from methods import ARMS, make_model, write_result
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_jepa import TDJEPA, Recordings
-from sb3_jepa.zero_shot import ForwardBackward, RandomTaskFeatures
 
 # An action lasts five steps, so that it matters
 ACTION_REPEAT, MAX_ACTIONS = 5, 200
 EPISODE_ACTIONS = {"long": 200, "short": 16}
 N_TASKS, NOISE = 5, 0.5
-SETTINGS: dict[str, Any] = dict(
-    gamma=0.98,
-    momentum=0.99,
-    learning_rate=5e-4,
-    state_orthonormality_coef=1.0,
-    task_orthonormality_coef=1.0,
-    device="cpu",
-    policy_kwargs=dict(net_arch=[128, 128], encoder_dim=128, state_dim=64, task_dim=50),
-)
-ARMS: dict[str, tuple[type[TDJEPA], dict[str, Any]]] = {
-    "td-jepa": (TDJEPA, {}),
-    "behavior": (TDJEPA, dict(next_actions="data")),
-    "one-step": (TDJEPA, dict(gamma=0.0)),
-    "forward-backward": (ForwardBackward, dict(state_orthonormality_coef=0.0)),
-    "random-features": (RandomTaskFeatures, {}),
-}
 
 
 class RepeatedActions(gym.Wrapper):
@@ -202,23 +186,15 @@ def main() -> None:
         }
         data = collect(options.size, options.paths, options.transitions, seed) if missing else None
         for arm, path in missing.items():
-            algorithm, changes = ARMS.get(arm, (TDJEPA, {}))
-            model = algorithm(
-                "MlpPolicy",
-                make_maze(options.size),
-                seed=seed,
-                **{**SETTINGS, **changes, **json.loads(options.settings)},
-            )
+            changes = json.loads(options.settings)
+            model = make_model(arm if arm in ARMS else "td-jepa", make_maze(options.size), seed, **changes)
             if arm in ARMS:
                 model.learn_offline(data, options.gradient_steps)
             rates, paths = run_tasks(model, options.size, options.episodes)
             if options.picture is not None and arm in ARMS:
                 draw(model, paths, options.picture)
             print(f"{options.size} {options.paths} {arm} {seed}: {rates}", flush=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".part")
-            unfinished.write_text(json.dumps(dict(returns=rates, gradient_steps=options.gradient_steps), indent=1))
-            unfinished.rename(path)
+            write_result(path, dict(returns=rates, gradient_steps=options.gradient_steps))
 
 
 if __name__ == "__main__":
