@@ -51,7 +51,15 @@ from sb3_jepa.buffers import (
 from sb3_jepa.callbacks import JepaCallback, PictureCallback, ProbeCallback
 from sb3_jepa.data import Recordings
 from sb3_jepa.envs import VecSurprise
-from sb3_jepa.extractors import DrqExtractor, JepaExtractor, MlpExtractor, load_encoder, read_encoder, save_encoder
+from sb3_jepa.extractors import (
+    DrqExtractor,
+    JepaExtractor,
+    MlpExtractor,
+    SequenceExtractor,
+    load_encoder,
+    read_encoder,
+    save_encoder,
+)
 from sb3_jepa.inspection import LatentModel, noise_diagnostic, surprise
 from sb3_jepa.objectives import (
     DmtJepa,
@@ -62,6 +70,8 @@ from sb3_jepa.objectives import (
     ObjectiveOutput,
     Salt,
     SaltTeacher,
+    SeqJepa,
+    SequencePrediction,
     TJepa,
 )
 from sb3_jepa.policies import JepaPolicy, export_policy
@@ -100,6 +110,9 @@ __all__ = [
     "Recordings",
     "Salt",
     "SaltTeacher",
+    "SeqJepa",
+    "SequenceExtractor",
+    "SequencePrediction",
     "TJepa",
     "Task",
     "TaskEvalCallback",

@@ -97,6 +97,9 @@ class JepaExtractor(BaseFeaturesExtractor):
         where their channels are, or if an argument is not among those accepted
     """
 
+    # Whether images may stay bytes, which it scales where it makes tokens of them
+    takes_bytes = True
+
     def __init__(
         self,
         observation_space: spaces.Space,

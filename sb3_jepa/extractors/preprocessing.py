@@ -9,12 +9,14 @@ from stable_baselines3.common.preprocessing import is_image_space, preprocess_ob
 from torch import nn
 
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.extractors.tokenization import is_bytes
 
 
 def preprocess(observations: Any, space: spaces.Space, normalize_images: bool, encoders: Iterable[nn.Module]) -> Any:
     """
-    Stable-Baselines3's preprocessing, but that images stay bytes if all encoders take these: a
-    :class:`JepaExtractor` scales them where it makes tokens of them, and with less effort.
+    Stable-Baselines3's preprocessing, but that images, and stacks of them, stay bytes if all encoders say by
+    ``takes_bytes`` that they take these: a :class:`JepaExtractor` scales them where it makes tokens of them, and with
+    less effort.
 
     :param observations: Tensors ``(batch, *observation shape)``, or a dictionary of such
     :param space: Observation space of the policy
@@ -22,11 +24,12 @@ def preprocess(observations: Any, space: spaces.Space, normalize_images: bool, e
     :param encoders: Of the policy
     :return: What the encoders take
     """
-    if not (normalize_images and all(isinstance(encoder, JepaExtractor) for encoder in encoders)):
+    if not (normalize_images and all(getattr(encoder, "takes_bytes", False) for encoder in encoders)):
         return preprocess_obs(observations, space, normalize_images=normalize_images)
     if isinstance(space, spaces.Dict):
         return {key: preprocess(observations[key], one, normalize_images, ()) for key, one in space.items()}
-    if is_image_space(space) and observations.dtype == th.uint8:
+    is_stack = isinstance(space, spaces.Box) and len(space.shape) == 4 and is_bytes(space)
+    if (is_image_space(space) or is_stack) and observations.dtype == th.uint8:
         return observations
     return preprocess_obs(observations, space, normalize_images=normalize_images)
 

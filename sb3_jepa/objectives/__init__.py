@@ -6,6 +6,7 @@ from sb3_jepa.objectives.next_latent import NextLatentPrediction
 from sb3_jepa.objectives.objective import Objective
 from sb3_jepa.objectives.output import ObjectiveInput, ObjectiveOutput
 from sb3_jepa.objectives.salt import Salt, SaltTeacher
+from sb3_jepa.objectives.seq_jepa import SeqJepa, SequencePrediction
 from sb3_jepa.objectives.t_jepa import TJepa
 
 __all__ = [
@@ -17,5 +18,7 @@ __all__ = [
     "ObjectiveOutput",
     "Salt",
     "SaltTeacher",
+    "SeqJepa",
+    "SequencePrediction",
     "TJepa",
 ]

@@ -10,11 +10,12 @@ from tests.arguments.cases import OF_SB3, RECORD, TENSORS
 from tests.arguments.learning import OBJECTIVES, PRETRAINING
 from tests.arguments.pure_torch import DIAGNOSTICS, PARTS
 from tests.arguments.sb3_face import FACE, SHOWN
+from tests.arguments.sequences import SEQUENCES
 from tests.arguments.zero_shot import RECORDS, ZERO_SHOT
 
 pretrain: Any = importlib.import_module("sb3_jepa.pretrain")
 
-CALLS = [*FACE, *OBJECTIVES, *SHOWN, *DIAGNOSTICS, *PRETRAINING, *PARTS, *ZERO_SHOT]
+CALLS = [*FACE, *OBJECTIVES, *SHOWN, *DIAGNOSTICS, *PRETRAINING, *PARTS, *SEQUENCES, *ZERO_SHOT]
 
 # Classes and functions of which no argument is tried, and why
 UNTRIED: dict[Callable[..., Any], str] = {

@@ -65,6 +65,7 @@ ZERO_SHOT = [
                 task_orthonormality_coef=NOT_NEGATIVE,
                 goal_share=UNIT_INTERVAL,
                 whiten_goals=FLAG,
+                cuda_graph=FLAG,
                 next_actions=CHOICE,
                 behavior_coef=NOT_NEGATIVE,
                 policy_kwargs=KEYWORDS,
