@@ -48,7 +48,7 @@ from sb3_jepa.buffers import (
     JepaRolloutBuffer,
     Transitions,
 )
-from sb3_jepa.callbacks import JepaCallback, PictureCallback, ProbeCallback
+from sb3_jepa.callbacks import JepaCallback, PictureCallback, ProbeCallback, SequenceProbeCallback
 from sb3_jepa.data import Recordings
 from sb3_jepa.envs import VecSurprise
 from sb3_jepa.extractors import (
@@ -113,6 +113,7 @@ __all__ = [
     "SeqJepa",
     "SequenceExtractor",
     "SequencePrediction",
+    "SequenceProbeCallback",
     "TJepa",
     "Task",
     "TaskEvalCallback",

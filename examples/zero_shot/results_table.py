@@ -10,6 +10,7 @@ import argparse
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))
 from summary import mean_and_interval
 
 
-def read(folder: pathlib.Path) -> list[dict[str, Any]]:
+def read(folder: pathlib.Path) -> dict[int, dict[str, Any]]:
     """
     :param folder: Of an arm
-    :return: What its finished runs measured
+    :return: What its finished runs measured, by their seeds
     """
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("seed*.json"))]
+    paths = sorted(folder.glob("seed*.json"))
+    return {int(path.stem.removeprefix("seed")): json.loads(path.read_text()) for path in paths}
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
@@ -41,10 +43,34 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
     for arm, runs in results.items():
         row(f"`{arm}`", [[run["returns"][task] for run in runs] for task in tasks])
-    runs = [run for run in results.get("td-jepa", []) if run["random_tasks"]]
+    runs = [run for run in results.get("td-jepa", []) if run.get("random_tasks")]
     if runs:
         for name, of_all in (("best of its random task vectors", np.max), ("random task vector", np.mean)):
             row(name, [[float(of_all(run["random_tasks"][task])) for run in runs] for task in tasks])
+    return "\n".join(lines)
+
+
+def overall(domains: dict[str, dict[str, dict[int, dict[str, Any]]]]) -> str:
+    """
+    :param domains: For each domain and arm, what each seed measured
+    :return: The mean of all tasks of all domains, of the arms and seeds that have run in all
+    """
+    lines = ["| arm | mean of all tasks | of each seed |", "|---|---|---|"]
+
+    def row(name: str, arm: str, of_task: Callable[[dict[str, Any], str], float]) -> None:
+        runs = [of_domain.get(arm, {}) for of_domain in domains.values()]
+        seeds = sorted(set.intersection(*(set(one) for one in runs)))
+        means = [
+            float(np.mean([of_task(one[seed], task) for one in runs for task in one[seed]["returns"]]))
+            for seed in seeds
+        ]
+        if means:
+            lines.append(f"| {name} | {mean_and_interval(means)} | {', '.join(f'{value:.0f}' for value in means)} |")
+
+    for arm in sorted({arm for of_domain in domains.values() for arm in of_domain}):
+        row(f"`{arm}`", arm, lambda run, task: run["returns"][task])
+    if all(run.get("random_tasks") for of_domain in domains.values() for run in of_domain.get("td-jepa", {}).values()):
+        row("best of its random task vectors", "td-jepa", lambda run, task: max(run["random_tasks"][task]))
     return "\n".join(lines)
 
 
@@ -53,11 +79,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/zero_shot/results"))
     options = parser.parse_args()
-    for domain in sorted(options.folder.iterdir()):
-        results = {arm.name: read(arm) for arm in sorted(domain.iterdir())}
-        results = {arm: runs for arm, runs in results.items() if runs}
-        if results:
-            print(f"**{domain.name}**\n\n{table(results)}\n")
+    domains = {
+        domain.name: {arm.name: runs for arm in sorted(domain.iterdir()) if (runs := read(arm))}
+        for domain in sorted(options.folder.iterdir())
+    }
+    for name, arms in domains.items():
+        print(f"**{name}**\n\n{table({arm: [*runs.values()] for arm, runs in arms.items()})}\n")
+    if len(domains) > 1:
+        print(f"**all**\n\n{overall(domains)}")
 
 
 if __name__ == "__main__":

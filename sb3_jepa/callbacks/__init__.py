@@ -8,5 +8,6 @@ Callbacks: what a JEPA needs from a running training, and what it tells about it
 from sb3_jepa.callbacks.jepa import JepaCallback
 from sb3_jepa.callbacks.pictures import PictureCallback
 from sb3_jepa.callbacks.probes import ProbeCallback
+from sb3_jepa.callbacks.sequence_probes import SequenceProbeCallback
 
-__all__ = ["JepaCallback", "PictureCallback", "ProbeCallback"]
+__all__ = ["JepaCallback", "PictureCallback", "ProbeCallback", "SequenceProbeCallback"]

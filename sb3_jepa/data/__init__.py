@@ -11,10 +11,13 @@ from sb3_jepa.data.from_buffers import read_buffer
 from sb3_jepa.data.from_episodes import read_episodes
 from sb3_jepa.data.from_files import read_file
 from sb3_jepa.data.from_minari import read_minari
+from sb3_jepa.data.histories import HistoryRecordings
 from sb3_jepa.data.readers import read
 from sb3_jepa.data.recordings import Recordings, Windows
+from sb3_jepa.data.transformed_views import transformed_views
 
 __all__ = [
+    "HistoryRecordings",
     "Recordings",
     "Windows",
     "read",
@@ -24,4 +27,5 @@ __all__ = [
     "read_minari",
     "record_env",
     "save_recordings",
+    "transformed_views",
 ]

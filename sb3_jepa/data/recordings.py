@@ -141,6 +141,19 @@ class Recordings:
             }
         )
 
+    def next_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param rows: Numbers of rows, ``(batch,)``
+        :return: The rows after them in their episodes, or the same at the end of one; and ``(batch,)``, 1 where an
+            action led to another one
+        """
+        rows, order = np.asarray(rows), self._order
+        position = order.position[rows]
+        follows = position < order.last[rows]
+        if self.has_action is not None:
+            follows = follows & (np.asarray(self.has_action[rows]) > 0)
+        return order.rows[position + follows], follows.astype(np.float32)
+
     def windows(
         self,
         rows: np.ndarray,

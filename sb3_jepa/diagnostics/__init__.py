@@ -11,6 +11,7 @@ from sb3_jepa.diagnostics.gauges import ObjectiveGauge, effective_rank, particip
 from sb3_jepa.diagnostics.latents import Trajectory, UnrolledErrors, principal_components, spectrum, unrolled_errors
 from sb3_jepa.diagnostics.probes import area_under_curve, probe_episodes, probe_r2, ridge_predictions
 from sb3_jepa.diagnostics.regions import similarity_gap
+from sb3_jepa.diagnostics.sequences import mlp_probe_r2, sequence_probes
 from sb3_jepa.diagnostics.verdict import Verdict, assess
 
 __all__ = [
@@ -24,11 +25,13 @@ __all__ = [
     "attention_maps",
     "effective_rank",
     "feature_noise",
+    "mlp_probe_r2",
     "participation_ratio",
     "principal_components",
     "probe_episodes",
     "probe_r2",
     "ridge_predictions",
+    "sequence_probes",
     "similarity_gap",
     "spectrum",
     "unrolled_errors",

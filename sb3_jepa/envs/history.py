@@ -5,107 +5,31 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_jepa.common import checks
+from sb3_jepa.common.histories import ACTIONS, IS_REAL, HistorySpace, views_key
 from sb3_jepa.common.next_observations import TERMINAL_OBSERVATION
-from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
-from sb3_jepa.common.spaces import ARRAY_SPACES, spaces_by_key
-
-# Keys of a history; those of the views of a Dict are "views_" and the key
-VIEWS, ACTIONS, IS_REAL = "views", "actions", "is_real"
-
-
-def views_key(key: str = NO_KEY) -> str:
-    """
-    :param key: Of a ``Dict`` observation; by default the observation is a single array
-    :return: Under which key a history has its views
-    """
-    return f"{VIEWS}_{key}" if key else VIEWS
+from sb3_jepa.common.observations import as_observations, by_key
 
 
 class Histories:
     """
     The histories of several environments, which :class:`VecHistory` and :class:`HistoryObservation` give.
 
-    :param observation_space: Of a single view: a ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``, or a
-        ``Dict`` of these
-    :param action_space: Of the actions: one of the former four
-    :param length: How many views there are
-    :param keys: Of which observations of a ``Dict`` there is a history; the others are those of the newest view. All by
-        default
+    :param space: What they look like
     :param n_envs: Number of environments
-    :raises ValueError: If an argument is not among those accepted
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        length: int,
-        keys: Sequence[str] | None,
-        n_envs: int,
-    ):
-        self.length = length
-        keyed = spaces_by_key(observation_space)
-        keys = checks.optional(checks.texts, "keys", keys)
-        if keys is not None and not (isinstance(observation_space, spaces.Dict) and keys and set(keys) <= set(keyed)):
-            checks.refuse("keys", f"None or some of the keys of {observation_space}", keys)
-        for name, space in [*keyed.items(), ("actions", action_space)]:
-            if not isinstance(space, ARRAY_SPACES):
-                raise ValueError(
-                    "`env` must have observations and actions that are a Box, Discrete, MultiDiscrete or MultiBinary, "
-                    f"or observations that are a Dict of these, got {space}" + (f" for {name!r}" if name else "")
-                )
-        taken = sorted({*keyed} & {ACTIONS, IS_REAL})
-        if taken:
-            raise ValueError(f"`env` must not have observations of these names, which a history has: got {taken}")
-        self.action_space = action_space
-        self._keys = list(keyed) if keys is None else keys
-        self._categories = {key: keyed[key] for key in self._keys if not isinstance(keyed[key], spaces.Box)}
-        self.observation_space = spaces.Dict(
-            {
-                **{views_key(key): self._space_of_views(keyed[key]) for key in self._keys},
-                **{key: space for key, space in keyed.items() if key not in self._keys},
-                ACTIONS: spaces.Box(-1.0, 1.0, (self.length - 1, spaces.flatdim(action_space)), np.float32),
-                IS_REAL: spaces.MultiBinary(self.length),
-            }
-        )
+    def __init__(self, space: HistorySpace, n_envs: int):
+        self._space = space
+        keys = {*map(views_key, space.keys), ACTIONS, IS_REAL}
         self._arrays = {
-            key: np.zeros((n_envs, *(space.shape or ())), space.dtype)
-            for key, space in self.observation_space.items()
-            if key not in keyed
+            key: np.zeros((n_envs, *(one.shape or ())), one.dtype)
+            for key, one in space.observation_space.items()
+            if key in keys
         }
-
-    def _space_of_views(self, space: spaces.Space) -> spaces.Box:
-        if isinstance(space, spaces.Box):
-            low, high = (np.repeat(bound[None], self.length, axis=0) for bound in (space.low, space.high))
-            # What lies before an episode is zero
-            return spaces.Box(np.minimum(low, 0), np.maximum(high, 0), dtype=space.dtype.type)  # type: ignore[type-var]
-        return spaces.Box(0.0, 1.0, (self.length, spaces.flatdim(space)), np.float32)
-
-    def _views(self, observations: Any) -> dict[str, np.ndarray]:
-        """Of each key a view of each environment, ``(environments, *view shape)``; of categories one-hot codes."""
-        views = {}
-        for key in self._keys:
-            array = np.asarray(by_key(observations)[key])
-            if key in self._categories:
-                space = self._categories[key]
-                array = np.stack([np.asarray(spaces.flatten(space, one)) for one in array])
-            views[views_key(key)] = array
-        return views
-
-    def _encode(self, actions: np.ndarray) -> np.ndarray:
-        """As predictors are told them: one-hot for discrete ones, continuous ones scaled to [-1, 1]."""
-        space = self.action_space
-        if not isinstance(space, spaces.Box):
-            return np.stack([np.asarray(spaces.flatten(space, one)) for one in actions])
-        dim = spaces.flatdim(space)
-        flat, low, high = (np.asarray(one, np.float32).reshape(-1, dim) for one in (actions, space.low, space.high))
-        # Bounds may coincide: that action says nothing
-        return 2.0 * (flat.clip(low, high) - low) / np.where(high > low, high - low, 1.0) - 1.0
 
     def begin(self, observations: Any, envs: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """
@@ -116,7 +40,7 @@ class Histories:
         rows = slice(None) if envs is None else envs
         for array in self._arrays.values():
             array[rows] = 0
-        for key, views in self._views(observations).items():
+        for key, views in self._space.views(observations).items():
             self._arrays[key][rows, -1] = views[rows]
         self._arrays[IS_REAL][rows, -1] = 1
         return self._histories(observations)
@@ -127,14 +51,14 @@ class Histories:
         :param observations: To what that led, which belongs to the same episodes
         :return: The histories that end there
         """
-        newest = {**self._views(observations), ACTIONS: self._encode(actions), IS_REAL: np.int8(1)}
+        newest = {**self._space.views(observations), ACTIONS: self._space.encode(actions), IS_REAL: np.int8(1)}
         for key, array in self._arrays.items():
             array[:, :-1] = array[:, 1:]
             array[:, -1] = newest[key]
         return self._histories(observations)
 
     def _histories(self, observations: Any) -> dict[str, np.ndarray]:
-        others = {key: array for key, array in by_key(observations).items() if key not in self._keys}
+        others = {key: array for key, array in by_key(observations).items() if key not in self._space.keys}
         return {**{key: array.copy() for key, array in self._arrays.items()}, **others}
 
 
@@ -163,8 +87,9 @@ class VecHistory(VecEnvWrapper):
     def __init__(self, venv: VecEnv, length: int = 4, keys: Sequence[str] | None = None):
         checks.instance("venv", venv, VecEnv)
         _check_length(length, (venv.get_attr("spec") if venv.has_attr("spec") else [None])[0])
-        self.histories = Histories(venv.observation_space, venv.action_space, length, keys, venv.num_envs)
-        super().__init__(venv, observation_space=self.histories.observation_space)
+        space = HistorySpace(venv.observation_space, venv.action_space, length, keys)
+        super().__init__(venv, observation_space=space.observation_space)
+        self.histories = Histories(space, venv.num_envs)
         self._actions = np.zeros(0)
 
     def reset(self) -> dict[str, np.ndarray]:  # type: ignore[override]
@@ -219,8 +144,9 @@ class HistoryObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(self, length=length, keys=keys)
         super().__init__(checks.instance("env", env, gym.Env))
         _check_length(length, env.spec)
-        self.histories = Histories(env.observation_space, env.action_space, length, keys, 1)
-        self.observation_space = self.histories.observation_space
+        space = HistorySpace(env.observation_space, env.action_space, length, keys)
+        self.observation_space = space.observation_space
+        self.histories = Histories(space, 1)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """

@@ -23,6 +23,7 @@ from sb3_jepa.common.settings import check_written_whole, readable
 from sb3_jepa.common.spaces import space_from_json, space_to_json
 from sb3_jepa.common.state_dicts import find_misfits, find_not_finite, warn_if_not_finite
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.extractors.sequence_extractor import SequenceExtractor
 
 # Raise it when an older sb3_jepa would read a file wrongly
 FORMAT = 1
@@ -208,8 +209,8 @@ def describe_encoder(path: str | os.PathLike) -> dict[str, Any]:
 def read_encoder(path: str | os.PathLike) -> JepaExtractor:
     """
     Read an encoder without a model, for instance as the ``teacher`` of :class:`~sb3_jepa.Salt`. If it is of a subclass
-    of :class:`~sb3_jepa.JepaExtractor`, the module that defines this must have been imported: what a file names is
-    never imported.
+    of :class:`~sb3_jepa.JepaExtractor` or :class:`~sb3_jepa.SequenceExtractor`, the module that defines this must have
+    been imported: what a file names is never imported.
 
     :param path: What :func:`~sb3_jepa.save_encoder` or :func:`~sb3_jepa.pretrain` wrote, or the latter's folder
     :return: The encoder, in evaluation mode
@@ -245,7 +246,7 @@ def read_described_encoder(path: str | os.PathLike) -> tuple[JepaExtractor, dict
 
 def _class_in(description: Mapping[str, Any], path: pathlib.Path) -> type[JepaExtractor]:
     name = description.get("features_extractor_class", _name_of(JepaExtractor))
-    known = [JepaExtractor]
+    known: list[Any] = [JepaExtractor, SequenceExtractor]
     for cls in known:
         if _name_of(cls) == name:
             return cls

@@ -11,14 +11,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from torch import nn
 
 from sb3_jepa.common import checks
+from sb3_jepa.common.histories import ACTIONS, IS_REAL, VIEWS, has_views, is_history
 from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
 from sb3_jepa.common.versions import Versions
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.extractors.mlp_extractor import MlpExtractor, has_only_vectors
 from sb3_jepa.parts.aggregator import SequenceAggregator
-
-# The keys of sb3_jepa.envs.VecHistory
-VIEWS, ACTIONS, IS_REAL = "views", "actions", "is_real"
 
 
 class ViewEncoder(nn.Module):
@@ -128,7 +126,7 @@ class SequenceExtractor(BaseFeaturesExtractor):
         kwargs = checks.keyword_arguments("view_extractor_kwargs", view_extractor_kwargs)
         embed_dim = checks.whole_number("embed_dim", embed_dim)
         output = checks.choice("output", output, ("both", "aggregate"))
-        keys = {key.removeprefix(VIEWS).removeprefix("_"): key for key in observation_space if _has_views(key)}
+        keys = {key.removeprefix(VIEWS).removeprefix("_"): key for key in observation_space if has_views(key)}
         view_spaces = {name: _of_one_view(observation_space[key]) for name, key in keys.items()}
         view_space = view_spaces[NO_KEY] if NO_KEY in view_spaces else spaces.Dict(view_spaces)
         if view_extractor_class is None:
@@ -166,6 +164,28 @@ class SequenceExtractor(BaseFeaturesExtractor):
     def takes_bytes(self) -> bool:
         """Whether images may stay bytes."""
         return isinstance(self.view_encoder.extractor, JepaExtractor)
+
+    @property
+    def n_inputs_to_measure(self) -> int:
+        """Number of views that the input statistics still lack."""
+        return getattr(self.view_encoder.extractor, "n_inputs_to_measure", 0)
+
+    def measure_inputs(self, observations: dict[str, th.Tensor]) -> None:
+        """
+        Merge views into the statistics that standardise the input, see :meth:`~sb3_jepa.JepaExtractor.measure_inputs`.
+
+        :param observations: Preprocessed histories, of which the newest views are measured
+        """
+        newest = self.view_encoder.select(observations, (slice(None), -1))
+        self.view_encoder.extractor.measure_inputs(newest)  # type: ignore[operator]
+
+    def token_inputs(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param observations: Preprocessed histories
+        :return: The numbers of the newest view, ``(batch, inputs, 1)``
+        """
+        newest = by_key(self.view_encoder.select(observations, (slice(None), -1)))
+        return th.cat([one.float().flatten(1) for one in newest.values()], dim=1)[..., None]
 
     def apply(self, fn: Any) -> "SequenceExtractor":
         """
@@ -237,22 +257,8 @@ class SequenceExtractor(BaseFeaturesExtractor):
         return th.cat(features, dim=1) if len(features) > 1 else features[0]
 
 
-def is_history(space: spaces.Space) -> bool:
-    """
-    :param space: Observation space
-    :return: Whether its observations are those of :class:`~sb3_jepa.envs.VecHistory`
-    """
-    if not isinstance(space, spaces.Dict):
-        return False
-    return {ACTIONS, IS_REAL} <= set(space.spaces) and any(map(_has_views, space.spaces))
-
-
-def _has_views(key: str) -> bool:
-    return key == VIEWS or key.startswith(f"{VIEWS}_")
-
-
 def _is_part_of_history(key: str) -> bool:
-    return _has_views(key) or key in (ACTIONS, IS_REAL)
+    return has_views(key) or key in (ACTIONS, IS_REAL)
 
 
 def _of_one_view(space: spaces.Space) -> spaces.Space:

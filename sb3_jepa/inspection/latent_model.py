@@ -42,7 +42,10 @@ class LatentModel:
         objective, self.first_embedding_variance = objectives.get(self.name, (None, 0.0))
         # Other objectives do not predict what an action leads to
         predicts_next = isinstance(objective, NextLatentPrediction) or (
-            objective is not None and objective.needs_actions and objective.horizon == 1
+            objective is not None
+            and hasattr(objective, "predictor")
+            and objective.needs_actions
+            and objective.horizon == 1
         )
         self._objective = objective if predicts_next else None
         self.other_objective = objective if self._objective is None else None

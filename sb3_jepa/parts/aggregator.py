@@ -48,7 +48,8 @@ class SequenceAggregator(nn.Module):
         num_heads = check_heads(num_heads, "embed_dim + action_embed_dim", self.dim)
         depth, mlp_ratio = checks.whole_number("depth", depth), check_mlp_ratio(mlp_ratio)
         action_dim, order_code = checks.whole_number("action_dim", action_dim), checks.flag("order_code", order_code)
-        self.action_embedding = nn.Linear(action_dim, self.action_embed_dim, bias=False)
+        is_told = self.action_embed_dim > 0
+        self.action_embedding = nn.Linear(action_dim, self.action_embed_dim, bias=False) if is_told else None
         self.aggregate_token = nn.Parameter(th.zeros(self.dim))
         self.order_code = nn.Parameter(th.zeros(self.length, self.dim)) if order_code else None
         self.blocks = nn.ModuleList(Block(self.dim, num_heads, mlp_ratio) for _ in range(depth))
@@ -63,9 +64,11 @@ class SequenceAggregator(nn.Module):
         :param is_real: 1 where there is a view, 0 before the begin of an episode, ``(batch, length)``
         :return: The aggregate, ``(batch, view_dim + action_embed_dim)``
         """
-        embedded = self.action_embedding(actions)
-        newest = embedded.new_zeros(len(views), 1, self.action_embed_dim)
-        tokens = th.cat((views, th.cat((embedded, newest), dim=1)), dim=2)
+        tokens = views
+        if self.action_embedding is not None:
+            embedded = self.action_embedding(actions)
+            newest = embedded.new_zeros(len(views), 1, self.action_embed_dim)
+            tokens = th.cat((views, th.cat((embedded, newest), dim=1)), dim=2)
         if self.order_code is not None:
             tokens = tokens + self.order_code
         tokens = th.cat((self.aggregate_token.expand(len(views), 1, -1), tokens), dim=1)

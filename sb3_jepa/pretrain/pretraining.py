@@ -5,19 +5,21 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.utils import get_device, obs_as_tensor
+from stable_baselines3.common.utils import get_device
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.digests import digest, id_of
+from sb3_jepa.common.histories import is_history
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.common.settings import check_written_whole, readable
 from sb3_jepa.data.collection import check_progress_bar
 from sb3_jepa.data.readers import read_into
 from sb3_jepa.extractors.files import check_fit, find_encoder_file, read_described_encoder, whole_kwargs
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
-from sb3_jepa.extractors.preprocessing import preprocess
+from sb3_jepa.extractors.sequence_extractor import SequenceExtractor
 from sb3_jepa.extractors.teachers import make_teacher
 from sb3_jepa.objectives import MaskedPrediction, Objective
+from sb3_jepa.pretrain.loading import Loader
 from sb3_jepa.pretrain.training import CRITERIA, Pretraining
 from sb3_jepa.pretrain.validation import Validation
 
@@ -47,7 +49,8 @@ def pretrain(
     **source_kwargs: Any,
 ) -> pathlib.Path:
     """
-    Learn an encoder from observations: no policy, no rewards, no actions. Its file is for
+    Learn an encoder from recordings: no policy, no rewards, and actions only if the objective asks for them. Its file
+    is for
     :func:`~sb3_jepa.load_encoder`, to be frozen or to learn on, and :func:`~sb3_jepa.pretrain.describe_encoder` tells
     how it was trained.
 
@@ -64,11 +67,13 @@ def pretrain(
         or its ID (then say ``n_steps``), a replay or rollout buffer, a file, a Minari data set
     :param folder: Where to keep the encoder, checkpoints and curves, and the recordings of an environment
     :param objective_class: What it learns: :class:`~sb3_jepa.TJepa`, :class:`~sb3_jepa.Salt`,
-        :class:`~sb3_jepa.SaltTeacher`, :class:`~sb3_jepa.DmtJepa`, :class:`~sb3_jepa.MaskedPrediction` (I-JEPA), or
-        another :class:`~sb3_jepa.Objective` that needs neither actions nor next observations
+        :class:`~sb3_jepa.SaltTeacher`, :class:`~sb3_jepa.DmtJepa`, :class:`~sb3_jepa.MaskedPrediction` (I-JEPA);
+        :class:`~sb3_jepa.SequencePrediction` of :class:`~sb3_jepa.data.HistoryRecordings`; or another
+        :class:`~sb3_jepa.Objective` that looks at most one step ahead
     :param objective_kwargs: Keyword arguments to pass to the objective. A ``teacher`` may be the path of another
         pretraining.
-    :param features_extractor_kwargs: Keyword arguments to pass to the :class:`~sb3_jepa.JepaExtractor`
+    :param features_extractor_kwargs: Keyword arguments to pass to the :class:`~sb3_jepa.JepaExtractor`, or for
+        histories to the :class:`~sb3_jepa.SequenceExtractor`
     :param n_updates: Updates, at most, of all calls together
     :param batch_size: Size of a minibatch
     :param learning_rate: The largest learning rate (of AdamW). It rises to that, and then falls to 0 as a cosine does.
@@ -117,6 +122,7 @@ def pretrain(
         raise ValueError("`features_extractor_kwargs` must not have `frozen=True`: what is frozen learns nothing")
     check_written_whole("features_extractor_kwargs", features_extractor_kwargs)
     recordings = read_into(folder, source, seed, progress_bar, source_kwargs)
+    load = Loader(recordings, objective_class, torch_device)
     if labels is not None and (np.ndim(labels) != 2 or len(labels) != len(recordings)):
         raise ValueError(
             f"`labels` must have a row for each of the {len(recordings)} observations, (observations, variables), "
@@ -148,19 +154,23 @@ def pretrain(
     features_extractor_kwargs = settings["features_extractor_kwargs"]
     space = recordings.observation_space
 
-    def load(rows: np.ndarray) -> Any:
-        tensors = obs_as_tensor(recordings.take(rows), torch_device)
-        return preprocess(tensors, space, True, [encoder])
-
     if torch_device.type == "cuda":
         th.cuda.init()
     # Leave the random numbers of other code as they are
     with isolated_random_numbers(seed):
-        encoder = (JepaExtractor if initial is None else type(initial))(space, **features_extractor_kwargs)
+        encoder_class = SequenceExtractor if is_history(space) else JepaExtractor
+        encoder: Any = (encoder_class if initial is None else type(initial))(space, **features_extractor_kwargs)
         if initial is not None:
             check_fit(initial.state_dict(), encoder, f"`initial_encoder`, {initial_encoder}, does not fit the source")
             encoder.load_state_dict(initial.state_dict())
-        objective = objective_class(encoder, embed_dim=encoder.features_dim, action_dim=0, **objective_kwargs)
+        objective = objective_class(
+            encoder, embed_dim=encoder.features_dim, action_dim=load.action_dim, **objective_kwargs
+        )
+        if objective.horizon > 1 or objective.needs_rewards:
+            raise ValueError(
+                "`objective_kwargs` must have no weight for rewards and ends of episodes, and `steps_ahead=1`: a "
+                "pretraining learns from single steps"
+            )
         if objective.prediction_coef == 0:
             raise ValueError(
                 "`objective_kwargs` must have a positive `prediction_coef`: pretraining is judged by what is predicted"
@@ -205,9 +215,9 @@ def read_initial_encoder(
 
 def _check_objective_class(objective_class: Any) -> None:
     cls = checks.subclass("objective_class", objective_class, Objective)
-    needs = ["actions"] * cls.needs_actions + ["next observations"] * (cls.needs_next_observations or cls.horizon > 0)
-    if needs:
+    if cls.horizon > 1 or cls.needs_rewards:
+        needs = "rewards" if cls.needs_rewards else f"{cls.horizon} steps ahead"
         raise ValueError(
-            f"`objective_class` must learn from single observations, got {cls.__name__}, which needs "
-            f"{' and '.join(needs)}: it is for a policy, as `objective_class` of JepaPolicy or JepaCallback"
+            f"`objective_class` must learn from single steps without rewards, got {cls.__name__}, which needs {needs}: "
+            "it is for a policy, as `objective_class` of JepaPolicy or JepaCallback"
         )

@@ -20,8 +20,9 @@ from sb3_jepa.extractors.files import (
     write_encoder,
 )
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
-from sb3_jepa.objectives import Objective, ObjectiveInput
+from sb3_jepa.objectives import Objective
 from sb3_jepa.pretrain import checkpoints
+from sb3_jepa.pretrain.loading import Loader
 from sb3_jepa.pretrain.validation import Validation, result_of
 
 # Whether more of it is better
@@ -92,11 +93,11 @@ class Pretraining:
         is_out_of_patience = patience is not None and self.n_without_progress >= patience
         return self.n_done >= self.settings["n_updates"] or is_out_of_patience
 
-    def start(self, load: Any, rows: np.ndarray) -> None:
+    def start(self, load: Loader, rows: np.ndarray) -> None:
         """
         Take up what the folder holds, or measure what the encoder standardises its inputs with.
 
-        :param load: Makes preprocessed observations of the numbers of rows
+        :param load: Makes what is learned from of the numbers of rows
         :param rows: What is learned from
         :raises ValueError: If the folder holds a pretraining with other settings, or files of something else
         """
@@ -111,7 +112,7 @@ class Pretraining:
             # Repeat them if there are too few: a model that loads the encoder would measure the rest with its own
             # observations, and change the encoder
             n_times = -(-n_inputs // len(chosen))
-            self.encoder.measure_inputs(load(np.sort(np.tile(chosen, n_times))))
+            self.encoder.measure_inputs(load.observations(np.sort(np.tile(chosen, n_times)), self.encoder))
             self.objective.target_encoder.copy_buffers(self.encoder)
 
     def _go_on(self, state: dict[str, Any]) -> None:
@@ -131,11 +132,11 @@ class Pretraining:
         elif self.best is not None:
             self.encoder_file = find_encoder_file(self.folder)
 
-    def run(self, load: Any, rows: np.ndarray, progress_bar: bool, verbose: int, parts: str) -> None:
+    def run(self, load: Loader, rows: np.ndarray, progress_bar: bool, verbose: int, parts: str) -> None:
         """
         Learn.
 
-        :param load: Makes preprocessed observations of the numbers of rows
+        :param load: Makes what is learned from of the numbers of rows
         :param rows: What is learned from
         :param progress_bar: Display a progress bar using tqdm and rich
         :param verbose: 1 to print what is logged
@@ -156,7 +157,7 @@ class Pretraining:
         losses: list[th.Tensor] = []
         try:
             while not self.is_finished:
-                losses.append(self._update(load(self._rows_of_update(rows))))
+                losses.append(self._update(load, self._rows_of_update(rows)))
                 self.n_done += 1
                 if bar is not None:
                     bar.update()
@@ -177,15 +178,14 @@ class Pretraining:
             self._epoch, self._order = epoch, np.random.default_rng([self.settings["seed"], epoch]).permutation(rows)
         return self._order[batch * batch_size : (batch + 1) * batch_size]
 
-    def _update(self, observations: Any) -> th.Tensor:
+    def _update(self, load: Loader, rows: np.ndarray) -> th.Tensor:
         progress = self.n_done / self.settings["n_updates"]
         for group in self.optimizer.param_groups:
             # Evaluated in the middle of an update, the learning rate is never 0
             middle = progress + 0.5 / self.settings["n_updates"]
             group["lr"] = self.settings["learning_rate"] * _rate(middle, self.settings["warmup"])
         self.objective.update_momentum(1.0 - progress)
-        embedding = self.encoder(observations) if self.objective.regularizes_embedding else None
-        output = self.objective(ObjectiveInput(self.encoder, observations, embedding))
+        output = self.objective(load.batch(rows, self.encoder, self.objective.regularizes_embedding))
         self.optimizer.zero_grad()
         output.loss.backward()
         nn.utils.clip_grad_norm_(self.trained, self.settings["max_grad_norm"])

@@ -1,7 +1,6 @@
 """How good an encoder is while it is pretrained: on observations that were put aside."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -11,8 +10,10 @@ from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.diagnostics import effective_rank
 from sb3_jepa.diagnostics.probes import probe_r2
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
-from sb3_jepa.objectives import Objective, ObjectiveInput
+from sb3_jepa.objectives import Objective
 from sb3_jepa.parts import embedding_variance
+from sb3_jepa.parts.targets import target_module
+from sb3_jepa.pretrain.loading import Loader
 
 # At most so many observations are measured
 MAX_TRAINING_ROWS, MAX_VALIDATION_ROWS = 2048, 1024
@@ -24,7 +25,7 @@ class Validation:
     """
     Measures an encoder and its objective, always on the same observations and masks.
 
-    :param load: Makes preprocessed observations of the numbers of rows
+    :param load: Makes what is learned from of the numbers of rows
     :param training_rows: What is learned from
     :param validation_rows: What was put aside
     :param labels: What a linear probe is to read from the embedding, ``(rows, variables)``; by default the principal
@@ -35,7 +36,7 @@ class Validation:
 
     def __init__(
         self,
-        load: Any,
+        load: Loader,
         training_rows: np.ndarray,
         validation_rows: np.ndarray,
         labels: np.ndarray | None,
@@ -50,9 +51,12 @@ class Validation:
         self._load, self._labels, self._batch_size, self._seed = load, labels, batch_size, seed
         self._probe_targets: np.ndarray | None = None
 
-    def _batches(self, rows: np.ndarray) -> Iterator[Any]:
+    def _batches(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         for start in range(0, len(rows), self._batch_size):
-            yield self._load(rows[start : start + self._batch_size])
+            yield rows[start : start + self._batch_size]
+
+    def _embed(self, encoder: nn.Module, rows: np.ndarray) -> th.Tensor:
+        return th.cat([encoder(self._load.observations(batch, encoder)) for batch in self._batches(rows)])
 
     @th.no_grad()
     def measure(self, encoder: nn.Module, objective: Objective, result: nn.Module) -> dict[str, float]:
@@ -67,16 +71,14 @@ class Validation:
         encoder.train(False)
         # Draw the same masks each time, and no random numbers of the training
         with isolated_random_numbers(self._seed):
-            losses, embeddings = [], []
-            for observations in self._batches(self._validation_rows):
-                loss = objective(ObjectiveInput(encoder, observations)).terms["prediction_loss"]
-                embeddings.append(result(observations))
+            losses = []
+            for rows in self._batches(self._validation_rows):
+                loss = objective(self._load.batch(rows, encoder, False)).terms["prediction_loss"]
                 # The last batch may be smaller
-                losses.append(loss * len(embeddings[-1]))
+                losses.append(loss * len(rows))
             if self._probe_targets is None:
                 self._probe_targets = self._make_probe_targets(encoder)
-        validated = th.cat(embeddings)
-        of_training = th.cat([result(observations) for observations in self._batches(self._training_rows)])
+        validated, of_training = self._embed(result, self._validation_rows), self._embed(result, self._training_rows)
         encoder.train(was_training)
         inputs = th.cat((of_training, validated)).double().cpu().numpy()
         is_held_out = np.arange(len(inputs)) >= len(of_training)
@@ -94,7 +96,8 @@ class Validation:
             return np.concatenate([labels[self._training_rows], labels[self._validation_rows]])
 
         def inputs(rows: np.ndarray) -> Iterator[th.Tensor]:
-            for observations in self._batches(rows):
+            for batch in self._batches(rows):
+                observations = self._load.observations(batch, encoder)
                 yield encoder.token_inputs(observations).flatten(1).nan_to_num(0.0)  # type: ignore[operator]
 
         # Subtract in place: the pixels of images take hundreds of megabytes
@@ -111,6 +114,7 @@ def result_of(encoder: JepaExtractor, objective: Objective) -> JepaExtractor:
     """
     :param encoder: The context encoder
     :param objective: What it learns
-    :return: The encoder that is kept: the momentum copy, if there is one, as in I-JEPA and T-JEPA
+    :return: The encoder that is kept: the momentum copy of all of it, if there is one, as in I-JEPA and T-JEPA
     """
-    return objective.target_encoder.encoder if objective.has_momentum_target else encoder  # type: ignore[return-value]
+    is_copied = objective.has_momentum_target and target_module(encoder) is encoder
+    return objective.target_encoder.encoder if is_copied else encoder  # type: ignore[return-value]

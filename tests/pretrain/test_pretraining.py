@@ -132,20 +132,20 @@ def test_only_masked_prediction_could_be_pretrained(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("needs", "named"),
-    [
-        (dict(needs_actions=True), "actions"),
-        (dict(needs_next_observations=True), "next observations"),
-        (dict(horizon=3), "next observations"),
-        (dict(needs_actions=True, needs_next_observations=True), "actions and next observations"),
-    ],
+    ("needs", "named"), [(dict(horizon=3), "3 steps ahead"), (dict(needs_rewards=True), "rewards")]
 )
-def test_an_objective_of_more_than_observations_is_refused(needs, named, tmp_path):
+def test_an_objective_of_more_than_single_steps_is_refused(needs, named, tmp_path):
     own = type("Own", (MaskedPrediction,), needs)
     with pytest.raises(
         ValueError, match=rf"`objective_class` must learn from single .*, got Own, which needs {named}:"
     ):
         pretrain(make_recordings(), tmp_path, own)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_objective_of_actions_needs_recordings_that_have_some(tmp_path):
+    with pytest.raises(ValueError, match="`source` must have actions for `objective_class=NextLatentPrediction`"):
+        pretrain(make_recordings(), tmp_path, NextLatentPrediction)
     assert not list(tmp_path.iterdir())
 
 

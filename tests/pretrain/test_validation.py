@@ -3,8 +3,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_jepa import JepaExtractor, MaskedPrediction
+from sb3_jepa import JepaExtractor, MaskedPrediction, Recordings
 from sb3_jepa.parts.masks import Masks
+from sb3_jepa.pretrain.loading import Loader
 from sb3_jepa.pretrain.validation import N_COMPONENTS, Validation, result_of
 
 N_COLUMNS = 20
@@ -12,6 +13,7 @@ VECTORS = th.as_tensor(
     np.random.default_rng(0).normal(size=(90, 3)) @ np.random.default_rng(1).normal(size=(3, N_COLUMNS))
 )
 VECTORS = VECTORS.float() + 0.5
+SPACE = spaces.Box(-9, 9, (N_COLUMNS,))
 TRAINING, VALIDATION = np.arange(60), np.arange(60, 90)
 
 
@@ -22,16 +24,13 @@ class FixedMasks:
 
 def make(target: str = "input") -> tuple[JepaExtractor, MaskedPrediction]:
     th.manual_seed(0)
-    space = spaces.Box(-9, 9, (N_COLUMNS,))
-    encoder = JepaExtractor(space, embed_dim=8, num_heads=2, depth=1, standardize_frames=0)
+    encoder = JepaExtractor(SPACE, embed_dim=8, num_heads=2, depth=1, standardize_frames=0)
     return encoder, MaskedPrediction(encoder, 8, target=target, predictor_dim=8, predictor_depth=1)
 
 
-def load(rows: np.ndarray) -> th.Tensor:
-    return VECTORS[rows]
-
-
 def make_validation(batch_size: int = 16, labels: np.ndarray | None = None) -> Validation:
+    recordings = Recordings(SPACE, VECTORS.numpy(), np.arange(len(VECTORS)))
+    load = Loader(recordings, MaskedPrediction, th.device("cpu"))
     return Validation(load, TRAINING, VALIDATION, labels, batch_size, seed=0)
 
 
