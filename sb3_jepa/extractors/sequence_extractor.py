@@ -59,19 +59,26 @@ class _LastViews(NamedTuple):
     """What was embedded in the step before, and by which parameters."""
 
     views: dict[str, th.Tensor]
+    is_real: th.Tensor
     embeddings: th.Tensor
     versions: Versions
     smallest: th.Tensor
 
-    def are_of(self, views: dict[str, th.Tensor], tensors: list[th.Tensor], smallest: th.Tensor) -> bool:
-        """Whether views are of as many environments, and would be embedded by the same parameters."""
-        have_same_shape = all(self.views[key].shape == array.shape for key, array in views.items())
-        return have_same_shape and self.versions.match(tensors) and th.equal(smallest, self.smallest)
+    def were_embedded_by(self, tensors: list[th.Tensor], smallest: th.Tensor) -> bool:
+        """Whether the parameters are still the same."""
+        return self.versions.match(tensors) and th.equal(smallest, self.smallest)
 
-    def have(self, views: dict[str, th.Tensor]) -> th.Tensor:
-        """Which of the older views were the ones that followed them then, ``(batch, length - 1)``."""
-        same = [(array[:, :-1] == self.views[key][:, 1:]) for key, array in views.items()]
-        return th.stack([one.reshape(*one.shape[:2], -1).all(dim=2) for one in same]).all(dim=0)
+    def are_followed_by(self, views: dict[str, th.Tensor], is_real: th.Tensor) -> bool:
+        """Whether there is one new view for each environment, and all others are the same."""
+        arrays = [(array, self.views[key]) for key, array in views.items()]
+        return all(th.equal(array[:, :-1], last[:, 1:]) for array, last in [(is_real, self.is_real), *arrays])
+
+    def which_are_known(self, views: dict[str, th.Tensor], is_real: th.Tensor) -> th.Tensor:
+        """Which of the older views were embedded, ``(batch, length - 1)``; no environment has ended there."""
+        known = is_real[:, :-1] & self.is_real[:, 1:]
+        for key, array in views.items():
+            known = known & (array[:, :-1] == self.views[key][:, 1:]).reshape(*known.shape, -1).all(dim=2)
+        return known
 
 
 class SequenceExtractor(BaseFeaturesExtractor):
@@ -112,7 +119,7 @@ class SequenceExtractor(BaseFeaturesExtractor):
         view_extractor_class: type[BaseFeaturesExtractor] | None = None,
         view_extractor_kwargs: dict[str, Any] | None = None,
         action_embed_dim: int = 16,
-        depth: int = 2,
+        depth: int = 1,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
         order_code: bool = True,
@@ -151,9 +158,16 @@ class SequenceExtractor(BaseFeaturesExtractor):
         self.view_encoder = ViewEncoder(extractor, keys, scales)
         self.aggregator, self.combined = aggregator, combined
         self._last: _LastViews | None = None
+        # Parameters and buffers of the encoder of views, and the smallest parameter
+        self._tensors: tuple[list[th.Tensor], th.Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(super().__getstate__(), _last=None)
+        return dict(super().__getstate__(), _last=None, _tensors=None)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SequenceExtractor":
+        # To another device: PyTorch makes other tensors of buffers
+        self._last = self._tensors = None
+        return super()._apply(fn, recurse)
 
     @property
     def target_module(self) -> ViewEncoder:
@@ -224,22 +238,29 @@ class SequenceExtractor(BaseFeaturesExtractor):
     def _embed_new(self, histories: dict[str, th.Tensor], is_real: th.Tensor) -> th.Tensor:
         """Only what was not embedded in the step before, by the same parameters."""
         views = {key: histories[key] for key in self.view_encoder.keys.values()}
-        parameters = list(self.view_encoder.parameters())
-        tensors = [*parameters, *self.view_encoder.buffers()]
+        if self._tensors is None:
+            parameters = list(self.view_encoder.parameters())
+            smallest = min(parameters, key=th.numel) if parameters else next(iter(views.values())).new_zeros(1)
+            self._tensors = [*parameters, *self.view_encoder.buffers()], smallest
         # Target networks move without another version: look at the values of a small parameter too
-        smallest = min(parameters, key=th.numel, default=is_real)
-        is_needed, known = is_real.clone(), None
+        tensors, smallest = self._tensors
         last = self._last
-        if last is not None and last.are_of(views, tensors, smallest):
-            is_known = last.have(views) & is_real[:, :-1]
+        if last is not None and (last.is_real.shape != is_real.shape or not last.were_embedded_by(tensors, smallest)):
+            last = None
+        if last is not None and last.are_followed_by(views, is_real):
+            newest = self.view_encoder(histories)
+            embeddings = th.cat((last.embeddings[:, 1:], newest[:, None]), dim=1)
+        elif last is not None:
+            is_known = last.which_are_known(views, is_real)
+            is_needed = is_real.clone()
             is_needed[:, :-1] &= ~is_known
-            known = th.where(is_known[..., None], last.embeddings[:, 1:], 0.0)
-        embeddings = self._embed(histories, is_needed)
-        if known is not None:
-            embeddings[:, :-1] += known
+            embeddings = self._embed(histories, is_needed)
+            embeddings[:, :-1] += th.where(is_known[..., None], last.embeddings[:, 1:], 0.0)
+        else:
+            embeddings = self._embed(histories, is_real)
         # Copy: the caller may write into its arrays
         copies = {key: array.clone() for key, array in views.items()}
-        self._last = _LastViews(copies, embeddings, Versions(tensors), smallest.clone())
+        self._last = _LastViews(copies, is_real, embeddings, Versions(tensors), smallest.clone())
         return embeddings
 
     def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:

@@ -36,7 +36,7 @@ class SequenceAggregator(nn.Module):
         action_dim: int,
         action_embed_dim: int = 16,
         length: int = 4,
-        depth: int = 2,
+        depth: int = 1,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
         order_code: bool = True,
