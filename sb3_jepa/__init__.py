@@ -13,7 +13,7 @@ The folders, from the ground up; each imports only those above it in this list:
 - ``policies``: policies that learn the objective in the backward pass of their algorithm
 - ``alternating``: training of encoders between the rollouts of any algorithm
 - ``inspection``: a trained model's embeddings, predictions, surprise and episodes
-- ``envs``: pixel environments, and surprise as a reward
+- ``envs``: pixel environments, histories, and surprise as a reward
 - ``distributed``: training of one model in several processes
 - ``callbacks``: what belongs into ``learn(callback=...)``
 - ``algorithms``: Stable-Baselines3's with all of this added; a new algorithm is one more folder or file here
@@ -30,8 +30,10 @@ The methods, and where their code is:
 - *DMT-JEPA* (arXiv 2405.17995): ``objectives/dmt_jepa.py``
 - implicit bias (arXiv 2407.03475): ``diagnostics/feature_noise.py`` and ``inspection/noise_diagnostic.py``
 - *TD-JEPA* (arXiv 2510.00739): ``zero_shot/td_jepa.py``
-- Not there yet, with the folder that each belongs into: *ACT-JEPA* (``algorithms``), *seq-JEPA* (``extractors``),
-  *AD-L-JEPA* (``objectives``, its tokens in ``parts``), *UI-JEPA* (``pretrain``)
+- *seq-JEPA* (arXiv 2505.03176): ``extractors/sequence_extractor.py``, ``objectives/seq_jepa.py`` and
+  ``envs/history.py``
+- Not there yet, with the folder that each belongs into: *ACT-JEPA* (``algorithms``), *AD-L-JEPA* (``objectives``, its
+  tokens in ``parts``), *UI-JEPA* (``pretrain``)
 
 ``old_paths`` lets files that were saved before the folders were made find their classes.
 """

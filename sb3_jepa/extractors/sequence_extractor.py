@@ -221,10 +221,10 @@ class SequenceExtractor(BaseFeaturesExtractor):
         # The newest always is, also in a sample of the space
         is_real[:, -1] = True
         if th.compiler.is_exporting():
-            # Without indices that depend on the data
-            views = by_key(self.view_encoder.select(histories, ...))
-            flat = as_observations({key: array.flatten(0, 1) for key, array in views.items()})
-            return self.view_encoder.extractor(flat).unflatten(0, is_real.shape) * is_real[..., None]
+            # One place after the other: neither indices nor sizes that depend on the data
+            places = [self.view_encoder.select(histories, (slice(None), index)) for index in range(is_real.shape[1])]
+            views = th.stack([self.view_encoder.extractor(one) for one in places], dim=1)
+            return views * is_real[..., None]
         if self.training or th.is_grad_enabled():
             return self._embed(histories, is_real)
         return self._embed_new(histories, is_real)

@@ -67,12 +67,12 @@ class SequenceAggregator(nn.Module):
         tokens = views
         if self.action_embedding is not None:
             embedded = self.action_embedding(actions)
-            newest = embedded.new_zeros(len(views), 1, self.action_embed_dim)
+            newest = embedded.new_zeros(views.shape[0], 1, self.action_embed_dim)
             tokens = th.cat((views, th.cat((embedded, newest), dim=1)), dim=2)
         if self.order_code is not None:
             tokens = tokens + self.order_code
-        tokens = th.cat((self.aggregate_token.expand(len(views), 1, -1), tokens), dim=1)
-        missing = th.cat((is_real.new_zeros(len(views), 1, dtype=th.bool), is_real < 0.5), dim=1)
+        tokens = th.cat((self.aggregate_token.expand(views.shape[0], 1, -1), tokens), dim=1)
+        missing = th.cat((is_real.new_zeros(views.shape[0], 1, dtype=th.bool), is_real < 0.5), dim=1)
         for index, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, class_token_only=index == len(self.blocks), missing=missing)
         return self.norm(tokens[:, 0])

@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from sb3_jepa import JepaExtractor, MlpExtractor, SequenceExtractor
+from sb3_jepa import JepaExtractor, MlpExtractor, SequenceExtractor, export_policy
 from sb3_jepa.envs import VecHistory
 from sb3_jepa.extractors.preprocessing import preprocess
 from tests.envs.test_history import Counting
@@ -206,3 +206,18 @@ def test_stock_algorithms_take_it_and_save_it(tmp_path):
 def test_observations_without_a_history_are_refused():
     with pytest.raises(ValueError, match="VecHistory"):
         SequenceExtractor(VECTOR)
+
+
+@pytest.mark.parametrize("space", [VECTOR, IMAGE], ids=["vector", "image"])
+def test_it_is_exported_for_any_number_of_environments(space, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    env = VecHistory(DummyVecEnv([lambda: Noise(observation_space=space)] * 3), LENGTH)
+    kwargs = dict(features_extractor_class=SequenceExtractor, features_extractor_kwargs=SMALL)
+    model = PPO("MultiInputPolicy", env, policy_kwargs=kwargs, device="cpu")
+    export_policy(model, tmp_path / "policy.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+    histories = env.reset()
+    for _ in range(3):
+        expected = model.policy.predict(histories, deterministic=True)[0]
+        np.testing.assert_array_equal(session.run(["action"], histories)[0], expected)
+        histories, *_ = env.step(np.zeros(3, int))
