@@ -32,6 +32,8 @@ from sb3_jepa.diagnostics import sequence_probes
 from sb3_jepa.extractors.preprocessing import preprocess
 
 LENGTH, N_TEST = 3, 397
+# To learn from; and of each part to measure on
+N_SEQUENCES, N_MEASURED = 10_000, 4_000
 # Of the extractor, and of the objective
 ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "full": ({}, {}),
@@ -60,7 +62,7 @@ def embed(encoder: Any, images: np.ndarray, transformation: str, seed: int) -> d
     :return: Of sequences, with full histories: embeddings of views and aggregates, actions, ways and numbers of images
     """
     recordings, of_sequence, parameters = transformed_views(
-        images, transformation, n_views=LENGTH, n_sequences=4_000, seed=seed
+        images, transformation, n_views=LENGTH, n_sequences=min(N_MEASURED, N_SEQUENCES), seed=seed
     )
     histories = HistoryRecordings(recordings, LENGTH)
     last = np.arange(LENGTH - 1, len(histories), LENGTH)
@@ -104,7 +106,7 @@ def run(arm: str, transformation: str, seed: int, n_updates: int, objective: dic
     train, test = order[N_TEST:], order[:N_TEST]
     extractor_kwargs, objective_kwargs = ARMS[arm]
     recordings, _, _ = transformed_views(
-        images[train], transformation, n_views=LENGTH + 1, n_sequences=10_000, seed=seed
+        images[train], transformation, n_views=LENGTH + 1, n_sequences=N_SEQUENCES, seed=seed
     )
     folder, start = pathlib.Path(tempfile.mkdtemp()), time.process_time()
     try:

@@ -37,10 +37,8 @@ def make_env(task: str) -> gym.Env:
     :return: The environment
     """
     if task == "minigrid":
-        import minigrid
         from minigrid.wrappers import ImgObsWrapper
 
-        minigrid.register_minigrid_envs()
         # Numbers of objects, colours and states
         env = ImgObsWrapper(gym.make("MiniGrid-MemoryS7-v0"))
         space = gym.spaces.Box(0.0, 1.0, (147,), np.float32)
