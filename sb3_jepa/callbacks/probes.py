@@ -17,7 +17,35 @@ from sb3_jepa.envs.pixels import state_names
 from sb3_jepa.inspection.latent_model import LatentModel
 
 
-class ProbeCallback(EveryNRollouts):
+class LoggedProbes(EveryNRollouts):
+    """
+    Logs what probes measure as ``jepa_probe/<name>``, every ``N`` rollouts and at the end.
+
+    :param every_n_rollouts: How often, see :class:`~sb3_jepa.callbacks.every_n_rollouts.EveryNRollouts`
+    :param encoder: Name of the network whose encoder is looked at
+    :param verbose: Verbosity level
+    """
+
+    def measure(self) -> dict[str, float]:
+        """
+        :return: R² by the names of the probes
+        """
+        raise NotImplementedError
+
+    def _look(self) -> None:
+        for name, value in self.measure().items():
+            self.logger.record(f"jepa_probe/{name}", value)
+
+    def _on_training_end(self) -> None:
+        is_due = self._n_steps_before < self.num_timesteps
+        super()._on_training_end()
+        if is_due:
+            # What others have recorded since belongs to another time step
+            names = [name for name in self.logger.name_to_value if name.startswith("jepa_probe/")]
+            dump_last_scalars(self, names, self.num_timesteps)
+
+
+class ProbeCallback(LoggedProbes):
     """
     Asks, every ``N`` rollouts and at the end, what the embedding knows: ridge regression from the frozen embedding to
     what can be read from the environment, with its R² on held-out episodes as ``jepa_probe/<variable>``. One: it can be
@@ -135,19 +163,6 @@ class ProbeCallback(EveryNRollouts):
         if self.names is not None and rows.shape[1] != len(self.names):
             raise ValueError(f"{wanted}, got {rows.shape[1]} numbers")
         return rows
-
-    def _on_training_end(self) -> None:
-        is_due = self._n_steps_before < self.num_timesteps
-        super()._on_training_end()
-        if is_due:
-            # What others have recorded since belongs to another time step
-            names = [name for name in self.logger.name_to_value if name.startswith("jepa_probe/")]
-            dump_last_scalars(self, names, self.num_timesteps)
-
-    def _look(self) -> None:
-        r2 = self.measure()
-        for name, value in r2.items():
-            self.logger.record(f"jepa_probe/{name}", value)
 
     def measure(self) -> dict[str, float]:
         """

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_jepa.callbacks.every_n_rollouts import EveryNRollouts
+from sb3_jepa.callbacks.probes import LoggedProbes
 from sb3_jepa.common import checks
 from sb3_jepa.common.histories import ACTIONS, IS_REAL, is_history
 from sb3_jepa.diagnostics.sequences import sequence_probes
@@ -16,7 +16,7 @@ from sb3_jepa.inspection.latent_model import LatentModel
 MIN_HISTORIES = 64
 
 
-class SequenceProbeCallback(EveryNRollouts):
+class SequenceProbeCallback(LoggedProbes):
     """
     Asks, every ``N`` rollouts and at the end, what a :class:`~sb3_jepa.SequenceExtractor` knows of actions: R² of the
     newest action, read from the embeddings of the two newest views, ``jepa_probe/relative_action``; and of the sum of
@@ -68,10 +68,6 @@ class SequenceProbeCallback(EveryNRollouts):
             for env in np.flatnonzero(np.asarray(histories[IS_REAL]).all(axis=1)):
                 self._histories.append({key: array[env].copy() for key, array in histories.items()})
         return True
-
-    def _look(self) -> None:
-        for name, value in self.measure().items():
-            self.logger.record(f"jepa_probe/{name}", value)
 
     def measure(self) -> dict[str, float]:
         """

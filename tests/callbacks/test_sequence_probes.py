@@ -1,8 +1,11 @@
 """The callback that asks what an encoder of histories knows of actions."""
 
+import csv
+
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_jepa import DQN, PPO, SequenceExtractor, SequencePrediction, SequenceProbeCallback
@@ -36,14 +39,16 @@ class Walk(Counting):
         return np.full(2, self.place / 5, np.float32)
 
 
-def test_a_walk_shows_its_actions():
+def test_a_walk_shows_its_actions(tmp_path):
     env = VecHistory(DummyVecEnv([Walk] * 4), 4)
     model = PPO("JepaPolicy", env, policy_kwargs=POLICY_KWARGS, **SMALL_PPO)
-    callback = SequenceProbeCallback(every_n_rollouts=1, every_n_steps=1, with_mlp=True)
-    model.learn(2_000, callback=callback)
-    assert callback.measure()["relative_action"] > 0.3
-    assert callback.measure()["path_integration"] > 0.3
-    assert "jepa_probe/relative_action_mlp" in model.logger.name_to_value
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(2_000, callback=SequenceProbeCallback(every_n_steps=1, with_mlp=True))
+    with (tmp_path / "progress.csv").open() as file:
+        *_, last = csv.DictReader(file)
+    probes = {name.removeprefix("jepa_probe/"): float(value) for name, value in last.items() if "probe" in name}
+    assert set(probes) == {"relative_action", "relative_action_mlp", "path_integration"}
+    assert min(probes.values()) > 0.3
 
 
 def test_it_goes_with_an_off_policy_algorithm():

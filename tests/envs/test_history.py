@@ -142,7 +142,7 @@ def test_a_history_is_not_longer_than_the_episode():
 
 def test_actions_that_are_no_arrays_are_refused():
     env = Counting(spaces.Tuple([spaces.Discrete(2)]))
-    with pytest.raises(ValueError, match="must have observations and actions"):
+    with pytest.raises(ValueError, match="needs observations and actions"):
         HistoryObservation(env)
 
 
