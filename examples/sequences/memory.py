@@ -1,6 +1,6 @@
 """
-Tasks that need memory, with memory and without: PPO on popgym's CartPole and Pendulum without velocities, and on
-MiniGrid's MemoryS7, where a key that is seen at the begin says which way is right at the end.
+Tasks that need memory, with memory and without: PPO on popgym's CartPole and Pendulum without velocities, on such a
+CartPole with noise, and on MiniGrid's MemoryS7, where a key that is seen at the begin says which way is right at the end.
 
     pip install -e ".[memory]"
     python examples/sequences/memory.py --tasks cartpole pendulum --seeds 0 1 2 3 4
@@ -25,8 +25,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 from sb3_jepa import PPO, SequenceExtractor, SequencePrediction
 from sb3_jepa.envs import VecHistory
 
-TASKS = ("cartpole", "pendulum", "minigrid")
+TASKS = ("cartpole", "noisy-cartpole", "pendulum", "minigrid")
 SETTINGS: dict[str, Any] = dict(n_steps=128, batch_size=256, n_epochs=10, learning_rate=3e-4, device="cpu")
+# Of Pendulum, as in rl-baselines3-zoo
+SETTINGS_OF_TASK: dict[str, dict[str, Any]] = {"pendulum": dict(gamma=0.9, learning_rate=1e-3)}
 N_ENVS = 8
 WITHOUT_OBJECTIVE = dict(prediction_coef=0.0, deviation_coef=0.0, covariance_coef=0.0)
 
@@ -47,6 +49,10 @@ def make_env(task: str) -> gym.Env:
         from popgym.envs.position_only_cartpole import PositionOnlyCartPoleEasy
 
         return PositionOnlyCartPoleEasy()
+    if task == "noisy-cartpole":
+        from popgym.envs.noisy_position_only_cartpole import NoisyPositionOnlyCartPoleEasy
+
+        return NoisyPositionOnlyCartPoleEasy()
     from popgym.envs.position_only_pendulum import PositionOnlyPendulumEasy
 
     return PositionOnlyPendulumEasy()
@@ -67,14 +73,16 @@ def make_envs(task: str, arm: str, length: int, seed: int, n_envs: int = N_ENVS)
     return VecHistory(envs, length) if arm.startswith("sequence") else envs
 
 
-def make_model(arm: str, envs: VecEnv, seed: int, changes: dict[str, Any]) -> Any:
+def make_model(task: str, arm: str, envs: VecEnv, seed: int, changes: dict[str, Any]) -> Any:
     """
+    :param task: Name
     :param arm: Name
     :param envs: Environments
     :param seed: Seed
     :param changes: Other keyword arguments of a JepaPolicy
     :return: A model that has not learned
     """
+    settings = {**SETTINGS, **SETTINGS_OF_TASK.get(task, {}), "seed": seed}
     if arm.startswith("sequence"):
         policy_kwargs: dict[str, Any] = dict(
             features_extractor_class=SequenceExtractor,
@@ -84,14 +92,14 @@ def make_model(arm: str, envs: VecEnv, seed: int, changes: dict[str, Any]) -> An
             objective_kwargs=dict(WITHOUT_OBJECTIVE) if arm == "sequence-without-objective" else {},
             **changes,
         )
-        return PPO("JepaPolicy", envs, seed=seed, policy_kwargs=policy_kwargs, **SETTINGS)
+        return PPO("JepaPolicy", envs, policy_kwargs=policy_kwargs, **settings)
     if arm == "recurrent":
         from sb3_contrib import RecurrentPPO
 
-        return RecurrentPPO("MlpLstmPolicy", envs, seed=seed, **SETTINGS)
+        return RecurrentPPO("MlpLstmPolicy", envs, **settings)
     import stable_baselines3
 
-    return stable_baselines3.PPO("MlpPolicy", envs, seed=seed, **SETTINGS)
+    return stable_baselines3.PPO("MlpPolicy", envs, **settings)
 
 
 ARMS = ("sequence", "sequence-without-objective", "recurrent", "stacked", "without-memory")
@@ -121,7 +129,7 @@ def run(task: str, arm: str, seed: int, timesteps: int, length: int, changes: di
     :param changes: Other keyword arguments of a JepaPolicy
     :return: What was measured
     """
-    model, curve = make_model(arm, make_envs(task, arm, length, seed), seed, changes), Curve(timesteps)
+    model, curve = make_model(task, arm, make_envs(task, arm, length, seed), seed, changes), Curve(timesteps)
     start = time.process_time()
     model.learn(timesteps, callback=curve)
     seconds = time.process_time() - start

@@ -30,14 +30,14 @@ def test_digits_run(load, monkeypatch, tmp_path):
     assert 0 <= result["accuracies"]["aggregate"] <= 100
 
 
-@pytest.mark.parametrize("task", ["cartpole", "pendulum", "minigrid"])
+@pytest.mark.parametrize("task", ["cartpole", "noisy-cartpole", "pendulum", "minigrid"])
 def test_tasks_of_memory_hide_something(load, task):
     pytest.importorskip("popgym" if task != "minigrid" else "minigrid", reason="needs the extra memory")
     memory = load("memory")
     envs = memory.make_envs(task, "sequence", 3, 0, n_envs=2)
     histories = envs.reset()
     assert histories["views"].shape[:2] == (2, 3)
-    width = dict(cartpole=2, pendulum=2, minigrid=147)[task]
+    width = 147 if task == "minigrid" else 2
     assert histories["views"].shape[2] == width
     for _ in range(5):
         histories, *_ = envs.step(np.array([envs.action_space.sample() for _ in range(2)]))
