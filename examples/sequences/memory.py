@@ -1,6 +1,7 @@
 """
 Tasks that need memory, with memory and without: PPO on popgym's CartPole and Pendulum without velocities, on such a
-CartPole with noise, and on MiniGrid's MemoryS7, where a key that is seen at the begin says which way is right at the end.
+CartPole with noise, and on MiniGrid's MemoryS7, where a key that is seen at the begin says which way is right at the
+end.
 
     pip install -e ".[memory]"
     python examples/sequences/memory.py --tasks cartpole pendulum --seeds 0 1 2 3 4
