@@ -13,8 +13,9 @@ from sb3_jepa.alternating.sources import ReplaySource, RolloutSource
 from sb3_jepa.common.actions import encode_actions, forget_graphs
 from sb3_jepa.extractors.finding import LEARNERS, pick_encoders
 from sb3_jepa.extractors.preprocessing import preprocess
+from sb3_jepa.extractors.sequence_extractor import default_objective
 from sb3_jepa.extractors.teachers import describe_teacher
-from sb3_jepa.objectives import NextLatentPrediction, Objective
+from sb3_jepa.objectives import Objective
 from sb3_jepa.parts.transformer import Attention
 
 
@@ -54,7 +55,11 @@ class AlternatingTraining:
         objective_kwargs = describe_teacher(objective_kwargs, known)
         self.learners = {
             name: EncoderLearner(
-                model, encoder, objective_class or NextLatentPrediction, objective_kwargs, self.learning_rate(1.0)
+                model,
+                encoder,
+                objective_class or default_objective(type(encoder)),
+                objective_kwargs,
+                self.learning_rate(1.0),
             )
             for name, encoder in picked.items()
         }

@@ -16,6 +16,7 @@ from sb3_jepa.common.observations import NO_KEY, as_observations, by_key
 from sb3_jepa.common.versions import Versions
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.extractors.mlp_extractor import MlpExtractor, has_only_vectors
+from sb3_jepa.objectives import NextLatentPrediction, Objective, SequencePrediction
 from sb3_jepa.parts.aggregator import SequenceAggregator
 
 
@@ -290,3 +291,11 @@ def _of_one_view(space: spaces.Space) -> spaces.Space:
 def _scale_of(space: spaces.Space) -> float:
     """What Stable-Baselines3 multiplies such observations by."""
     return 1.0 / 255.0 if is_image_space(space) else 1.0
+
+
+def default_objective(features_extractor_class: type[BaseFeaturesExtractor]) -> type[Objective]:
+    """
+    :param features_extractor_class: Of a context encoder
+    :return: What it learns unless something else is asked for
+    """
+    return SequencePrediction if issubclass(features_extractor_class, SequenceExtractor) else NextLatentPrediction

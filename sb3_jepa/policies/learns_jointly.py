@@ -14,12 +14,14 @@ from torch import nn
 from sb3_jepa.buffers.shifted_images import check_random_shift, shift_images
 from sb3_jepa.common import checks
 from sb3_jepa.common.divergence import check_gradients
+from sb3_jepa.common.histories import is_history
 from sb3_jepa.common.observations import by_key
 from sb3_jepa.diagnostics import ObjectiveGauge
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.extractors.preprocessing import preprocess, takes_nan
+from sb3_jepa.extractors.sequence_extractor import SequenceExtractor, default_objective
 from sb3_jepa.extractors.teachers import describe_teacher, make_teacher
-from sb3_jepa.objectives import NextLatentPrediction, Objective, ObjectiveInput
+from sb3_jepa.objectives import Objective, ObjectiveInput
 from sb3_jepa.parts import attach_loss
 from sb3_jepa.policies.files import PolicyFiles
 from sb3_jepa.policies.unsuited_algorithms import WithoutTransitionsError
@@ -39,9 +41,12 @@ class LearnsJointly(PolicyFiles):
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param features_extractor_class: The context encoder
+    :param features_extractor_class: The context encoder; by default a :class:`~sb3_jepa.JepaExtractor`, and for the
+        histories of :class:`~sb3_jepa.envs.VecHistory` a :class:`~sb3_jepa.SequenceExtractor`
     :param features_extractor_kwargs: Keyword arguments to pass to the features extractor
-    :param objective_class: What the encoder learns beside the policy
+    :param objective_class: What the encoder learns beside the policy; by default
+        :class:`~sb3_jepa.NextLatentPrediction`, and with a :class:`~sb3_jepa.SequenceExtractor`
+        :class:`~sb3_jepa.SequencePrediction`
     :param objective_kwargs: Keyword arguments to pass to the objective, such as ``momentum``, ``prediction_coef`` and
         ``variance_coef``. A ``teacher`` may be the path of a pretrained encoder: the model is saved with it, and needs
         the file no more.
@@ -71,9 +76,9 @@ class LearnsJointly(PolicyFiles):
         action_space: spaces.Space,
         lr_schedule: Schedule,
         *,
-        features_extractor_class: type[BaseFeaturesExtractor] = JepaExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
-        objective_class: type[Objective] = NextLatentPrediction,
+        objective_class: type[Objective] | None = None,
         objective_kwargs: dict[str, Any] | None = None,
         rl_gradient: bool = True,
         encoder_lr_factor: float | Schedule = 0.3,
@@ -83,7 +88,11 @@ class LearnsJointly(PolicyFiles):
         **kwargs: Any,
     ):
         normalize_images = checks.flag("normalize_images", normalize_images)
+        if features_extractor_class is None:
+            features_extractor_class = SequenceExtractor if is_history(observation_space) else JepaExtractor
         checks.subclass("features_extractor_class", features_extractor_class, BaseFeaturesExtractor)
+        if objective_class is None:
+            objective_class = default_objective(features_extractor_class)
         features_extractor_kwargs = checks.keyword_arguments("features_extractor_kwargs", features_extractor_kwargs)
         checks.subclass("optimizer_class", optimizer_class, th.optim.Optimizer)
         optimizer_kwargs = checks.keyword_arguments("optimizer_kwargs", optimizer_kwargs)

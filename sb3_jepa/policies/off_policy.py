@@ -16,8 +16,10 @@ from torch import nn
 from sb3_jepa.buffers.transitions import Transitions
 from sb3_jepa.common import checks
 from sb3_jepa.common.actions import encode_actions
+from sb3_jepa.common.histories import is_history
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
 from sb3_jepa.extractors.mlp_extractor import MlpExtractor, has_only_vectors
+from sb3_jepa.extractors.sequence_extractor import SequenceExtractor
 from sb3_jepa.objectives import MaskedPrediction, ObjectiveInput
 from sb3_jepa.policies.learns_jointly import LearnsJointly
 
@@ -58,7 +60,8 @@ class OffPolicyJointPolicy(LearnsJointly):
     :param actor_gradient: Whether the gradient of the actor's loss reaches the encoder too, by the actor's optimiser.
         This takes one more forward and backward pass of the encoder.
     :param features_extractor_class: The context encoder. By default :class:`~sb3_jepa.extractors.MlpExtractor` if there
-        are only vectors and categories, else :class:`~sb3_jepa.JepaExtractor`, also for an objective that hides tokens.
+        are only vectors and categories, else :class:`~sb3_jepa.JepaExtractor`, also for an objective that hides tokens;
+        for the histories of :class:`~sb3_jepa.envs.VecHistory` a :class:`~sb3_jepa.SequenceExtractor`.
     :param encoder_lr_factor: As of :class:`~sb3_jepa.policies.learns_jointly.LearnsJointly`
     :param kwargs: The further parameters of :class:`~sb3_jepa.policies.learns_jointly.LearnsJointly`, and of the policy
         that this is mixed into
@@ -85,6 +88,8 @@ class OffPolicyJointPolicy(LearnsJointly):
             hides_tokens = isinstance(objective_class, type) and issubclass(objective_class, MaskedPrediction)
             takes_mlp = has_only_vectors(observation_space) and not hides_tokens
             features_extractor_class = MlpExtractor if takes_mlp else JepaExtractor
+            if is_history(observation_space):
+                features_extractor_class = SequenceExtractor
         self.actor_gradient = checks.flag("actor_gradient", actor_gradient)
         if self.actor_gradient and self.learner != "critic":
             raise ValueError(f"`actor_gradient` must be False for a {type(self).__name__}: it has no actor, got True")

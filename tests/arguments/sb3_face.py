@@ -78,9 +78,9 @@ FACE = [
         sb3_jepa.JepaPolicy,
         lambda: dict(SMALL_POLICY),
         dict(
-            features_extractor_class=CLASS,
+            features_extractor_class=or_none(CLASS),
             features_extractor_kwargs=KEYWORDS,
-            objective_class=CLASS,
+            objective_class=or_none(CLASS),
             objective_kwargs=KEYWORDS,
             rl_gradient=FLAG,
             encoder_lr_factor=NOT_NEGATIVE,

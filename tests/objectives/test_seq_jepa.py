@@ -110,3 +110,22 @@ def test_a_callback_trains_it_in_turn_with_a_stock_algorithm():
     model = PPO("MultiInputPolicy", env, n_steps=32, batch_size=16, policy_kwargs=policy_kwargs, device="cpu")
     model.learn(64, callback=sb3_jepa.JepaCallback(objective_class=SequencePrediction))
     assert model.logger.name_to_value["jepa/prediction_loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["PPO", "DQN"])
+def test_histories_have_an_encoder_and_an_objective_of_their_own_by_default(name):
+    model = getattr(sb3_jepa, name)("JepaPolicy", VecHistory(DummyVecEnv([Counting]), 3))
+    (encoder,) = model.policy.encoders.values()
+    assert isinstance(encoder, SequenceExtractor)
+    assert isinstance(model.policy.objective, SequencePrediction)
+
+
+def test_the_callback_gives_them_the_same_objective():
+    policy_kwargs = dict(features_extractor_class=SequenceExtractor, features_extractor_kwargs=SMALL)
+    env = VecHistory(DummyVecEnv([Counting]), 3)
+    model = PPO("MultiInputPolicy", env, n_steps=32, batch_size=16, policy_kwargs=policy_kwargs, device="cpu")
+    model.learn(32, callback=sb3_jepa.JepaCallback())
+    assert all(
+        isinstance(one["objective_class"], type) for one in model.jepa_learners.values() if isinstance(one, dict)
+    )
+    assert model.logger.name_to_value["jepa/prediction_loss"] > 0
