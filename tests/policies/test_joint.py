@@ -108,7 +108,8 @@ def test_joint_gradients_equal_the_loss_written_out_by_hand(pixel_cartpole, rl_g
     for name in by_hand.keys() | found.keys():
         # A term weighted with 0 leaves a gradient of 0 by hand and none in ours
         one, other = (g.get(name, th.zeros(())) for g in (by_hand, found))
-        assert th.allclose(one, other, rtol=1e-3, atol=1e-6), name
+        # Sums are rounded by their largest terms
+        assert th.allclose(one, other, rtol=1e-3, atol=1e-6 * max(1.0, float(one.abs().max()))), name
 
 
 def test_without_rl_gradient_the_heads_still_learn(pixel_cartpole):

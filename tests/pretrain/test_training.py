@@ -262,7 +262,7 @@ class NotAnEncoder(nn.Module):
         (dict(validation_fraction=1.0), "`validation_fraction` must be a finite number above 0 and below 1"),
         (
             dict(objective_class=NextLatentPrediction),
-            "`objective_class` must learn from single .* got NextLatentPrediction, which needs actions and next obs",
+            "`source` must have actions for `objective_class=NextLatentPrediction`",
         ),
         (dict(labels=np.zeros((3, 1))), r"`labels` must have a row for each of the 200 observations.*\(3, 1\)"),
         (dict(labels=np.zeros(200)), r"`labels` must have a row for each.*\(200,\)"),
