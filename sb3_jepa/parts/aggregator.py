@@ -55,7 +55,8 @@ class SequenceAggregator(nn.Module):
         self.blocks = nn.ModuleList(Block(self.dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(self.dim)
         if self.order_code is not None:
-            nn.init.normal_(self.order_code, std=0.02)
+            # As large as an embedding's differences: with 0.02, velocities are seen much later
+            nn.init.normal_(self.order_code, std=0.3)
 
     def forward(self, views: th.Tensor, actions: th.Tensor, is_real: th.Tensor) -> th.Tensor:
         """
