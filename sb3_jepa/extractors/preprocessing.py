@@ -28,10 +28,13 @@ def preprocess(observations: Any, space: spaces.Space, normalize_images: bool, e
         return preprocess_obs(observations, space, normalize_images=normalize_images)
     if isinstance(space, spaces.Dict):
         return {key: preprocess(observations[key], one, normalize_images, ()) for key, one in space.items()}
-    is_stack = isinstance(space, spaces.Box) and len(space.shape) == 4 and is_bytes(space)
-    if (is_image_space(space) or is_stack) and observations.dtype == th.uint8:
+    if observations.dtype == th.uint8 and (is_image_space(space) or _is_stack_of_images(space)):
         return observations
     return preprocess_obs(observations, space, normalize_images=normalize_images)
+
+
+def _is_stack_of_images(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and len(space.shape) == 4 and is_bytes(space)
 
 
 def jepa_extractors(module: nn.Module) -> list[JepaExtractor]:
