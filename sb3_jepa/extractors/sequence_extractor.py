@@ -65,6 +65,12 @@ class _LastViews(NamedTuple):
     versions: Versions
     smallest: th.Tensor
 
+    def are_like(self, views: dict[str, th.Tensor]) -> bool:
+        """Whether there were as many, of the same type: images may be bytes or floats."""
+        return all(
+            (self.views[key].shape, self.views[key].dtype) == (one.shape, one.dtype) for key, one in views.items()
+        )
+
     def were_embedded_by(self, tensors: list[th.Tensor], smallest: th.Tensor) -> bool:
         """Whether the parameters are still the same."""
         return self.versions.match(tensors) and th.equal(smallest, self.smallest)
@@ -246,7 +252,7 @@ class SequenceExtractor(BaseFeaturesExtractor):
         # Target networks move without another version: look at the values of a small parameter too
         tensors, smallest = self._tensors
         last = self._last
-        if last is not None and (last.is_real.shape != is_real.shape or not last.were_embedded_by(tensors, smallest)):
+        if last is not None and not (last.are_like(views) and last.were_embedded_by(tensors, smallest)):
             last = None
         if last is not None and last.are_followed_by(views, is_real):
             newest = self.view_encoder(histories)

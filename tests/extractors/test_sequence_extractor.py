@@ -114,6 +114,17 @@ def test_a_caller_may_write_into_its_arrays():
     th.testing.assert_close(acting, extractor(array).detach())
 
 
+def test_bytes_after_floats_are_views_of_their_own():
+    observations, history_space = histories_of(IMAGE, n_steps=4)
+    extractor = SequenceExtractor(history_space, **SMALL).eval()
+    as_floats = preprocess(observations[3], history_space, True, [nn.Linear(1, 1)])
+    as_bytes = prepared(observations[4], history_space, extractor)
+    with th.no_grad():
+        extractor(as_floats)
+        acting = extractor(as_bytes)
+    th.testing.assert_close(acting, extractor(as_bytes).detach(), atol=1e-5, rtol=1e-4)
+
+
 def test_what_lies_before_the_episode_has_no_effect():
     observations, history_space = histories_of(VECTOR)
     extractor = SequenceExtractor(history_space, **SMALL)
