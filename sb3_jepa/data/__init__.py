@@ -11,6 +11,7 @@ from sb3_jepa.data.from_buffers import read_buffer
 from sb3_jepa.data.from_episodes import read_episodes
 from sb3_jepa.data.from_files import read_file
 from sb3_jepa.data.from_minari import read_minari
+from sb3_jepa.data.from_robomimic import read_robomimic
 from sb3_jepa.data.histories import HistoryRecordings
 from sb3_jepa.data.readers import read
 from sb3_jepa.data.recordings import Recordings, Windows
@@ -25,6 +26,7 @@ __all__ = [
     "read_episodes",
     "read_file",
     "read_minari",
+    "read_robomimic",
     "record_env",
     "save_recordings",
     "transformed_views",

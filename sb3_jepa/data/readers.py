@@ -15,6 +15,7 @@ from sb3_jepa.data.from_buffers import read_buffer
 from sb3_jepa.data.from_episodes import holds_episodes, read_episodes
 from sb3_jepa.data.from_files import read_file
 from sb3_jepa.data.from_minari import read_minari
+from sb3_jepa.data.from_robomimic import SUFFIXES, read_robomimic
 from sb3_jepa.data.recordings import Recordings
 
 MINARI_PREFIX = "minari:"
@@ -25,9 +26,9 @@ def read(source: Any, **kwargs: Any) -> Recordings:
     Recordings of anything that holds or shows observations.
 
     :param source: :class:`Recordings`; a file or folder, see :func:`read_file`; a folder of ExoRL's, see
-        :func:`read_episodes`; a buffer, see :func:`read_buffer`; a
-        data set of Minari, as ``"minari:ID"`` too, see :func:`read_minari`; an environment or its ID, see
-        :func:`~sb3_jepa.pretrain.record_env`
+        :func:`read_episodes`; an HDF5 file of robomimic's, see :func:`read_robomimic`; a buffer, see
+        :func:`read_buffer`; a data set of Minari, as ``"minari:ID"`` too, see :func:`read_minari`; an environment or
+        its ID, see :func:`~sb3_jepa.pretrain.record_env`
     :param kwargs: The further parameters of that function
     :return: The recordings
     :raises ValueError: If it is none of these
@@ -44,7 +45,8 @@ def read(source: Any, **kwargs: Any) -> Recordings:
     if isinstance(source, (str, os.PathLike)) and os.fspath(source) and pathlib.Path(source).exists():
         if holds_episodes(source):
             return read_episodes(source, **kwargs)
-        return read_file(source, **kwargs)
+        is_hdf5 = pathlib.Path(source).suffix in SUFFIXES
+        return read_robomimic(source, **kwargs) if is_hdf5 else read_file(source, **kwargs)
     if is_env(source):
         return record_env(source, **kwargs)
     # Minari is not imported here: without it there is no such data set

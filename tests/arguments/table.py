@@ -51,4 +51,5 @@ UNTRIED: dict[Callable[..., Any], str] = {
         TENSORS,
     ),
     pretrain.read_minari: "needs a package that the tests do without",
+    data.read_robomimic: "needs a package that the tests do without",
 }
