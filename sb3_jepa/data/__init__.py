@@ -6,6 +6,7 @@ file or folder (``from_files``, ``folders``, ``from_episodes``), or a data set o
 """
 
 from sb3_jepa.data.collection import record_env
+from sb3_jepa.data.episodes import record_episodes
 from sb3_jepa.data.folders import save_recordings
 from sb3_jepa.data.from_buffers import read_buffer
 from sb3_jepa.data.from_episodes import read_episodes
@@ -15,12 +16,14 @@ from sb3_jepa.data.from_robomimic import read_robomimic
 from sb3_jepa.data.histories import HistoryRecordings
 from sb3_jepa.data.readers import read
 from sb3_jepa.data.recordings import Recordings, Windows
+from sb3_jepa.data.to_buffers import add_to_replay_buffer
 from sb3_jepa.data.transformed_views import transformed_views
 
 __all__ = [
     "HistoryRecordings",
     "Recordings",
     "Windows",
+    "add_to_replay_buffer",
     "read",
     "read_buffer",
     "read_episodes",
@@ -28,6 +31,7 @@ __all__ = [
     "read_minari",
     "read_robomimic",
     "record_env",
+    "record_episodes",
     "save_recordings",
     "transformed_views",
 ]

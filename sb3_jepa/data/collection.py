@@ -58,16 +58,9 @@ def record_env(
     n_steps, seed = checks.whole_number("n_steps", n_steps), checks.seed("seed", seed)
     folder = checks.optional(checks.path, "folder", folder)
     check_progress_bar(progress_bar)
-    model = policy
-    if isinstance(policy, (str, os.PathLike)):
-        # Seed it: gSDE draws its noise when a model is made
-        with _random_numbers(seed):
-            model = _load_policy(policy)
-    if model is not None and not callable(getattr(model, "predict", None)):
-        raise ValueError(f"`policy` must be None, a model, the path of one, or have a `predict`, got {policy!r}")
-    vec_env = _wrap(env)
+    model, vec_env = as_policy(policy, seed), as_vec_env(env)
     try:
-        _check_fit(model, vec_env)
+        check_fit(model, vec_env)
         settings = dict(
             env=_env_name(vec_env),
             n_envs=vec_env.num_envs,
@@ -88,6 +81,22 @@ def record_env(
         if isinstance(env, str):
             vec_env.close()
     return writer.recordings()
+
+
+def as_policy(policy: Any, seed: int) -> Any:
+    """
+    :param policy: A model, the path of a saved one, any other object with a ``predict``, or None
+    :param seed: Seed
+    :return: The same, a path as the model that it leads to
+    :raises ValueError: If it is none of these
+    """
+    if isinstance(policy, (str, os.PathLike)):
+        # Seed it: gSDE draws its noise when a model is made
+        with seeded(seed):
+            return _load_policy(policy)
+    if policy is not None and not callable(getattr(policy, "predict", None)):
+        raise ValueError(f"`policy` must be None, a model, the path of one, or have a `predict`, got {policy!r}")
+    return policy
 
 
 def _load_policy(path: str | os.PathLike) -> BaseAlgorithm:
@@ -112,7 +121,7 @@ def check_progress_bar(progress_bar: bool) -> None:
 
 def _record(env: VecEnv, model: Any, writer: RecordingWriter, seed: int, bar: Any) -> None:
     try:
-        with _random_numbers(seed, env):
+        with seeded(seed, env):
             _collect(env, model, writer, bar)
     except NotRepeatedError:
         warnings.warn(
@@ -126,13 +135,18 @@ def _record(env: VecEnv, model: Any, writer: RecordingWriter, seed: int, bar: An
         if bar is not None:
             bar.update(writer.n_saved - bar.n)
         # Use another seed: the same one would begin the same episodes again
-        with _random_numbers(seed + writer.n_saved, env):
+        with seeded(seed + writer.n_saved, env):
             _collect(env, model, writer, bar)
 
 
 @contextmanager
-def _random_numbers(seed: int, env: VecEnv | None = None) -> Iterator[None]:
-    """Seed what the environments and the model draw, and put the global random numbers back afterwards."""
+def seeded(seed: int, env: VecEnv | None = None) -> Iterator[None]:
+    """
+    Seed what environments and a model draw, and put the global random numbers back afterwards.
+
+    :param seed: Seed
+    :param env: Environments
+    """
     with isolated_random_numbers(seed):
         if env is not None:
             env.seed(seed)
@@ -172,7 +186,12 @@ def _collect(env: VecEnv, model: Any, writer: RecordingWriter, bar: Any) -> None
         writer.save_if_due()
 
 
-def _wrap(env: Any) -> VecEnv:
+def as_vec_env(env: Any) -> VecEnv:
+    """
+    :param env: ID of an environment, an environment, or several
+    :return: Wrapped as Stable-Baselines3 does it
+    :raises ValueError: If it is none of these
+    """
     if not isinstance(env, (str, gym.Env, VecEnv)):
         raise ValueError(f"`env` must be the ID of an environment, a gymnasium.Env or a VecEnv, got {env!r}")
     try:
@@ -192,7 +211,12 @@ def _policy_name(model: Any) -> str:
     return f"{type(model).__name__} {id_of(policy)}" if isinstance(policy, nn.Module) else type(model).__name__
 
 
-def _check_fit(model: Any, env: VecEnv) -> None:
+def check_fit(model: Any, env: VecEnv) -> None:
+    """
+    :param model: What chooses the actions
+    :param env: Environments
+    :raises ValueError: If it is of other spaces
+    """
     for name in ("observation_space", "action_space"):
         expected = getattr(model, name, None)
         if expected is not None and expected != getattr(env, name):

@@ -223,13 +223,17 @@ class Recordings:
         last[rows] = np.repeat(starts + lengths - 1, lengths)
         return _Order(rows, position, first, last, int(lengths.max(initial=0)))
 
-    def split(self, validation_fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def split(
+        self, validation_fraction: float = 0.1, seed: int = 0, by_start: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """
         Put whole episodes aside, about as many rows as asked for. A single episode is split in time, with a warning:
         its last rows are put aside.
 
         :param validation_fraction: Which part of the rows to put aside, between 0 and 1
         :param seed: Seed of the choice of episodes
+        :param by_start: Whether episodes that begin with the same observation stay together, so that no start of the
+            rows that are put aside is known
         :return: The rows to learn from and those that were put aside, both in ascending order
         :raises ValueError: If the fraction is not between 0 and 1, or there are fewer than two rows
         """
@@ -238,7 +242,8 @@ class Recordings:
         if len(self) < 2:
             raise ValueError(f"To be split, recordings must hold at least 2 observations, got {len(self)}")
         n_wanted = validation_fraction * len(self)
-        numbers, n_rows = np.unique(self.episodes, return_counts=True)
+        episodes = self._starts if checks.flag("by_start", by_start) else self.episodes
+        numbers, n_rows = np.unique(episodes, return_counts=True)
         if len(numbers) == 1:
             warnings.warn(
                 "The recordings are a single episode, or do not say where one ends: their last part is put aside for "
@@ -255,8 +260,19 @@ class Recordings:
                 chosen.append(numbers[index])
                 n_chosen += n_rows[index]
         # If every episode is longer than what was asked for, the shortest is taken
-        is_validation = np.isin(self.episodes, chosen or [numbers[np.argmin(n_rows)]])
+        is_validation = np.isin(episodes, chosen or [numbers[np.argmin(n_rows)]])
         return np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
+
+    @property
+    def _starts(self) -> np.ndarray:
+        """A number for each row, ``(rows,)``, that is the same for episodes with the same first observation."""
+        order = self._order
+        first_rows = order.rows[order.first]
+        starts = np.unique(first_rows)
+        keyed = by_key(self.take(starts))
+        flat = [np.ascontiguousarray(array).reshape(len(starts), -1).view(np.uint8) for array in keyed.values()]
+        _, numbers = np.unique(np.concatenate(flat, axis=1), axis=0, return_inverse=True)
+        return numbers.reshape(-1)[np.searchsorted(starts, first_rows)]
 
     @property
     def id(self) -> str:

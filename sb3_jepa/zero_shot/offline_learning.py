@@ -1,6 +1,5 @@
 """Learning from data alone, with Stable-Baselines3's callbacks and logger."""
 
-import os
 from typing import Any, TypeVar
 
 import torch as th
@@ -10,11 +9,11 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_jepa.common import checks
 from sb3_jepa.common.random_numbers import isolated_random_numbers
-from sb3_jepa.data import read
 from sb3_jepa.data.collection import check_progress_bar
+from sb3_jepa.data.fitting import read_for
+from sb3_jepa.data.to_buffers import replay_buffer_of
 from sb3_jepa.diagnostics import effective_rank
 from sb3_jepa.zero_shot.losses import orthonormality_loss
-from sb3_jepa.zero_shot.offline import check_recordings, replay_buffer_of
 
 SelfLearnsOffline = TypeVar("SelfLearnsOffline", bound="LearnsOffline")
 # Embeddings are compared on so many observations
@@ -44,11 +43,7 @@ class LearnsOffline(OffPolicyAlgorithm):
         :raises ValueError: If they are of other spaces than the environment, have no actions, do not say where episodes
             end, or hold NaN
         """
-        # A file does not tell its spaces
-        if isinstance(data, (str, os.PathLike)) and os.path.isfile(data):
-            kwargs = dict(observation_space=self.observation_space, action_space=self.action_space) | kwargs
-        recordings = read(data, **kwargs)
-        check_recordings(recordings, self.observation_space, self.action_space, self._longest_episode())
+        recordings = read_for(data, self.observation_space, self.action_space, self._longest_episode(), **kwargs)
         assert self.replay_buffer_class is not None
         self.replay_buffer = replay_buffer_of(
             recordings,

@@ -6,7 +6,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_jepa.data import read
-from sb3_jepa.zero_shot.offline import replay_buffer_of
+from sb3_jepa.data.to_buffers import replay_buffer_of
 
 
 def write_episode(path, n_steps: int, number: int, terminates: bool = False) -> None:
