@@ -3,10 +3,10 @@
 from typing import Any, TypeVar
 
 import torch as th
-from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_jepa.algorithms.learning_from_data import LearnsFromData
 from sb3_jepa.common import checks
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.data.collection import check_progress_bar
@@ -20,15 +20,7 @@ SelfLearnsOffline = TypeVar("SelfLearnsOffline", bound="LearnsOffline")
 N_COMPARED = 1024
 
 
-class GradientStepBar(ProgressBarCallback):
-    """A progress bar of gradient steps, of which there is one at a time, whatever the number of environments."""
-
-    def _on_step(self) -> bool:
-        self.pbar.update(1)
-        return True
-
-
-class LearnsOffline(OffPolicyAlgorithm):
+class LearnsOffline(LearnsFromData, OffPolicyAlgorithm):
     """What an off-policy algorithm lacks to learn from recordings."""
 
     policy: Any
@@ -95,28 +87,15 @@ class LearnsOffline(OffPolicyAlgorithm):
             self.set_data(data, **kwargs)
         elif self.replay_buffer is None or self.replay_buffer.size() == 0:
             raise ValueError("`data` must be recordings as long as the replay buffer is empty, got None")
-        total_timesteps, callback = self._setup_learn(gradient_steps, callback, reset_num_timesteps, tb_log_name)
-        bar = GradientStepBar() if progress_bar else None
-        if bar is not None:
-            bar.init_callback(self)
-            bar.on_training_start(locals(), globals())
-        callback.on_training_start(locals(), globals())
-        try:
-            while self.num_timesteps < total_timesteps:
-                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-                self.train(gradient_steps=1, batch_size=self.batch_size)
-                self.num_timesteps += 1
-                if bar is not None:
-                    bar.on_step()
-                callback.update_locals(locals())
-                if not callback.on_step():
-                    break
-                if self.num_timesteps % log_interval == 0:
-                    self.dump_logs()
-        finally:
-            if bar is not None:
-                bar.on_training_end()
-        callback.on_training_end()
+        self._learn_from_data(
+            lambda: self.train(gradient_steps=1, batch_size=self.batch_size),
+            gradient_steps,
+            callback,
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+        )
         return self
 
     def dump_logs(self) -> None:
@@ -126,7 +105,7 @@ class LearnsOffline(OffPolicyAlgorithm):
             self.logger.record(f"{room}/{name}", float(value))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
-        super().dump_logs()
+        OffPolicyAlgorithm.dump_logs(self)
 
     @th.no_grad()
     def embedding_gauges(self) -> dict[str, th.Tensor]:
