@@ -180,19 +180,7 @@ class Recordings:
                 "earlier versions have none, nor have files without the array 'actions': record once more with "
                 "`record_env` in another folder, or add them to the file"
             )
-        n_steps = checks.whole_number("n_steps", n_steps)
-        n_before = checks.whole_number("n_before", n_before, 0, n_steps - 1)
-        rows, n_rows = np.asarray(rows), len(self)
-        if rows.ndim != 1 or rows.dtype.kind not in "iu" or np.any((rows < 0) | (rows >= n_rows)):
-            checks.refuse("rows", f"whole numbers from 0 to {n_rows - 1}, (batch,)", rows)
-        order = self._order
-        if n_steps > order.longest:
-            raise ValueError(
-                f"`n_steps` must be at most {order.longest}, the rows of the longest episode, got {n_steps}"
-            )
-        wanted = order.position[rows][:, None] + np.arange(-n_before, n_steps - n_before)
-        positions = wanted.clip(order.first[rows][:, None], order.last[rows][:, None])
-        taken, valid = order.rows[positions], positions == wanted
+        taken, valid = self.window_rows(rows, n_steps, n_before)
         actions = None
         if with_actions:
             assert self.actions is not None
@@ -210,6 +198,30 @@ class Recordings:
             rewards,
             terminated,
         )
+
+    def window_rows(self, rows: np.ndarray, n_steps: int, n_before: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Which rows a window consists of, see :meth:`windows`.
+
+        :param rows: Numbers of rows, ``(batch,)``
+        :param n_steps: Steps of each window
+        :param n_before: How many of them lie before the row
+        :return: Numbers of rows ``(batch, n_steps)``, and which of them are no padding, ``(batch, n_steps)``
+        :raises ValueError: If there are no such rows, or no episode has so many steps
+        """
+        n_steps = checks.whole_number("n_steps", n_steps)
+        n_before = checks.whole_number("n_before", n_before, 0, n_steps - 1)
+        rows, n_rows = np.asarray(rows), len(self)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or np.any((rows < 0) | (rows >= n_rows)):
+            checks.refuse("rows", f"whole numbers from 0 to {n_rows - 1}, (batch,)", rows)
+        order = self._order
+        if n_steps > order.longest:
+            raise ValueError(
+                f"`n_steps` must be at most {order.longest}, the rows of the longest episode, got {n_steps}"
+            )
+        wanted = order.position[rows][:, None] + np.arange(-n_before, n_steps - n_before)
+        positions = wanted.clip(order.first[rows][:, None], order.last[rows][:, None])
+        return order.rows[positions], positions == wanted
 
     @cached_property
     def _order(self) -> _Order:
@@ -233,7 +245,7 @@ class Recordings:
         :param validation_fraction: Which part of the rows to put aside, between 0 and 1
         :param seed: Seed of the choice of episodes
         :param by_start: Whether episodes that begin with the same observation stay together, so that no start of the
-            rows that are put aside is known
+            rows that are put aside is known; without effect where starts are too few for that
         :return: The rows to learn from and those that were put aside, both in ascending order
         :raises ValueError: If the fraction is not between 0 and 1, or there are fewer than two rows
         """
@@ -242,8 +254,13 @@ class Recordings:
         if len(self) < 2:
             raise ValueError(f"To be split, recordings must hold at least 2 observations, got {len(self)}")
         n_wanted = validation_fraction * len(self)
-        episodes = self._starts if checks.flag("by_start", by_start) else self.episodes
+        episodes = self.episodes
         numbers, n_rows = np.unique(episodes, return_counts=True)
+        if checks.flag("by_start", by_start):
+            of_start, n_of_start = np.unique(self._starts, return_counts=True)
+            # Where starts are few, the rows of one are too many to put aside
+            if n_of_start.min() <= 2 * n_wanted:
+                episodes, numbers, n_rows = self._starts, of_start, n_of_start
         if len(numbers) == 1:
             warnings.warn(
                 "The recordings are a single episode, or do not say where one ends: their last part is put aside for "
@@ -263,7 +280,7 @@ class Recordings:
         is_validation = np.isin(episodes, chosen or [numbers[np.argmin(n_rows)]])
         return np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
 
-    @property
+    @cached_property
     def _starts(self) -> np.ndarray:
         """A number for each row, ``(rows,)``, that is the same for episodes with the same first observation."""
         order = self._order

@@ -14,6 +14,7 @@ from sb3_jepa.parts.masks import BlockMasks, Masks, MaskSampler, SubsetMasks
 from sb3_jepa.parts.neighbors import NeighborAggregation
 from sb3_jepa.parts.patches import PatchTokenizer, default_patch_size
 from sb3_jepa.parts.predictors import ActionConditionedPredictor, MaskedPredictor, position_code
+from sb3_jepa.parts.query_decoder import QueryDecoder
 from sb3_jepa.parts.random_shift import random_shift
 from sb3_jepa.parts.standardization import InputStandardization, measuring
 from sb3_jepa.parts.standardized_patches import StandardizedGridTokenizer, StandardizedPatchTokenizer
@@ -41,6 +42,7 @@ __all__ = [
     "MomentumEncoder",
     "NeighborAggregation",
     "PatchTokenizer",
+    "QueryDecoder",
     "StandardizedColumnTokenizer",
     "StandardizedGridTokenizer",
     "StandardizedPatchTokenizer",

@@ -221,24 +221,31 @@ class DictTokenizer(nn.Module):
         """Number of inputs of each token."""
         return [n for tokenizer in self.tokenizers.values() for n in n_inputs(tokenizer)]
 
-    def token_inputs(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
+    def token_inputs(self, observations: Mapping[str, th.Tensor], keys: Sequence[str] | None = None) -> th.Tensor:
         """
         :param observations: As of :meth:`forward`
-        :return: ``(batch, tokens of all keys, inputs)``, with zeros for the inputs that a token does not have
+        :param keys: As of :meth:`forward`
+        :return: ``(batch, tokens of these keys, inputs)``, with zeros for the inputs that a token does not have
         """
-        inputs = [token_inputs(tokenizer, observations[key]) for key, tokenizer in self.by_key.items()]
+        inputs = [
+            token_inputs(tokenizer, observations[key])
+            for key, tokenizer in self.by_key.items()
+            if keys is None or key in keys
+        ]
         width = max(one.shape[2] for one in inputs)
         return th.cat([F.pad(one, (0, width - one.shape[2])) for one in inputs], dim=1)
 
-    def forward(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
+    def forward(self, observations: Mapping[str, th.Tensor], keys: Sequence[str] | None = None) -> th.Tensor:
         """
         :param observations: ``(batch, *shape)`` for each key
-        :return: ``(batch, tokens of all keys, embed_dim)``, in the alphabetical order of the keys
+        :param keys: Of which keys tokens are made; all by default
+        :return: ``(batch, tokens of these keys, embed_dim)``, in the alphabetical order of the keys
         """
         return th.cat(
             [
                 tokenizer(observations[key]) + code
                 for key, tokenizer, code in zip(self.keys, self.tokenizers.values(), self.type_code, strict=True)
+                if keys is None or key in keys
             ],
             dim=1,
         )

@@ -13,12 +13,10 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_jepa.common import checks
-from sb3_jepa.common.files import in_memory, write_file
 from sb3_jepa.common.observations import as_observations, by_key
 from sb3_jepa.common.random_numbers import isolated_random_numbers
 from sb3_jepa.common.sb3_privates import wrap_env
 from sb3_jepa.common.spaces import spaces_by_key
-from sb3_jepa.common.state_dicts import warn_if_not_finite
 from sb3_jepa.data import record_env
 from sb3_jepa.zero_shot.losses import draw_tasks
 from sb3_jepa.zero_shot.policies import TDJEPAPolicy
@@ -227,8 +225,7 @@ class InfersTasks(OffPolicyAlgorithm):
         """
         if self.replay_buffer is not None and self.replay_buffer.size() > 0:
             self.inference_observations = self.inference_sample()
-        warn_if_not_finite(self.policy.state_dict(), "The policy")
-        write_file(path, in_memory(lambda file: super(InfersTasks, self).save(file, exclude, include)), ".zip")
+        super().save(path, exclude, include)
 
 
 def _ask(reward: Callable[[Any], Any], observations: Any) -> np.ndarray:
