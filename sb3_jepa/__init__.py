@@ -19,6 +19,7 @@ The folders, from the ground up; each imports only those above it in this list:
 - ``algorithms``: Stable-Baselines3's with all of this added; a new algorithm is one more folder or file here
 - ``data``: recordings of episodes, and readers of such
 - ``zero_shot``: what is learned without rewards and then does any task that is named
+- ``imitation``: learning from demonstrations
 - ``pretrain``: learning an encoder from recordings alone
 - ``report``: a page that shows what a model has learned
 
@@ -32,8 +33,9 @@ The methods, and where their code is:
 - *TD-JEPA* (arXiv 2510.00739): ``zero_shot/td_jepa.py``
 - *seq-JEPA* (arXiv 2505.03176): ``extractors/sequence_extractor.py``, ``objectives/seq_jepa.py`` and
   ``envs/history.py``
-- Not there yet, with the folder that each belongs into: *ACT-JEPA* (``algorithms``), *AD-L-JEPA* (``objectives``, its
-  tokens in ``parts``), *UI-JEPA* (``pretrain``)
+- *ACT-JEPA* (arXiv 2501.14622): ``imitation/act_jepa.py`` and ``imitation/latent_future.py``
+- Not there yet, with the folder that each belongs into: *AD-L-JEPA* (``objectives``, its tokens in ``parts``),
+  *UI-JEPA* (``pretrain``)
 
 ``old_paths`` lets files that were saved before the folders were made find their classes.
 """
@@ -62,6 +64,7 @@ from sb3_jepa.extractors import (
     read_encoder,
     save_encoder,
 )
+from sb3_jepa.imitation import ACTJEPA
 from sb3_jepa.inspection import LatentModel, noise_diagnostic, surprise
 from sb3_jepa.objectives import (
     DmtJepa,
@@ -85,6 +88,7 @@ old_paths.install()
 
 __all__ = [
     "A2C",
+    "ACTJEPA",
     "DDPG",
     "DQN",
     "PPO",

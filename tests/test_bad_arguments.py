@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import sb3_jepa
-from sb3_jepa import data, diagnostics, envs, objectives, parts, report, zero_shot
+from sb3_jepa import data, diagnostics, envs, imitation, objectives, parts, report, zero_shot
 from tests.arguments.cases import VALUES, Call
 from tests.arguments.table import CALLS, UNTRIED
 
@@ -30,7 +30,7 @@ def public(module: types.ModuleType) -> Iterator[Callable[..., Any]]:
 
 PUBLIC = dict.fromkeys(
     value
-    for module in (sb3_jepa, parts, objectives, diagnostics, data, pretrain, envs, report, zero_shot)
+    for module in (sb3_jepa, parts, objectives, diagnostics, data, pretrain, envs, report, zero_shot, imitation)
     for value in public(module)
 )
 

@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(sb3_jepa.__file__).parent
 # From the ground up: each room imports those before it
 ROOMS = (
     *("common", "parts", "objectives", "diagnostics", "buffers", "extractors", "policies", "alternating", "inspection"),
-    *("envs", "distributed", "callbacks", "algorithms", "data", "zero_shot", "pretrain", "report"),
+    *("envs", "distributed", "callbacks", "algorithms", "data", "zero_shot", "imitation", "pretrain", "report"),
 )
 # They know PyTorch and NumPy, and not Stable-Baselines3
 PURE_ROOMS = ("parts", "objectives", "diagnostics")

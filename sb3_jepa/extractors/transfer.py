@@ -34,14 +34,18 @@ def save_encoder(model: BaseAlgorithm, path: str | pathlib.Path, encoder: str | 
 
 
 def load_encoder(
-    model: BaseAlgorithm, path: str | pathlib.Path, encoders: list[str] | None = None, freeze: bool = False
+    model: BaseAlgorithm,
+    path: str | pathlib.Path | BaseAlgorithm,
+    encoders: list[str] | None = None,
+    freeze: bool = False,
 ) -> None:
     """
     Load an encoder that :func:`save_encoder` saved into a model, which may have another algorithm and other actions.
     The target networks of the algorithm and the target encoder of a JEPA begin with it too.
 
     :param model: Of any algorithm
-    :param path: The file, also one of :func:`~sb3_jepa.pretrain`, or that one's folder
+    :param path: The file, also one of :func:`~sb3_jepa.pretrain`, or that one's folder; or another model, of which the
+        first encoder is taken
     :param encoders: Names of the networks to load it into; all by default
     :param freeze: Whether it stays as it is from now on, except for the readout of ``output="per_token"``. A model that
         is saved and loaded knows that, if all its encoders are frozen and are a :class:`~sb3_jepa.JepaExtractor`.
@@ -49,12 +53,18 @@ def load_encoder(
     :raises ImportError: If ``.safetensors`` is to be loaded and not installed
     """
     picked, freeze = pick_encoders(model, encoders), checks.flag("freeze", freeze)
-    path = find_encoder_file(path)
-    state = read_state(path)
+    if isinstance(path, BaseAlgorithm):
+        source = f"the encoder of {type(path).__name__}"
+        state = {
+            name: value.clone() for name, value in next(iter(pick_encoders(path, None).values())).state_dict().items()
+        }
+    else:
+        path = find_encoder_file(path)
+        source, state = str(path), read_state(path)
     # Check all before any is changed
     states = {name: _with_readout_of(encoder, state) for name, encoder in picked.items()}
     for name, encoder in picked.items():
-        check_fit(states[name], encoder, f"{path} does not fit the encoder {name!r}")
+        check_fit(states[name], encoder, f"{source} does not fit the encoder {name!r}")
     for name, encoder in picked.items():
         encoder.load_state_dict(states[name])
         if isinstance(encoder, JepaExtractor):
@@ -86,6 +96,10 @@ def _targets(policy: BasePolicy, name: str, encoder: BaseFeaturesExtractor) -> l
     objectives = getattr(policy, "objectives", {})
     if name in objectives and objectives[name].has_momentum_target:
         targets.append((objectives[name].target_encoder.encoder, target_module(encoder)))
+    # Of an imitation
+    target = getattr(getattr(policy, "latent_future", None), "target_encoder", None)
+    if target is not None:
+        targets.append((target.encoder, target_module(encoder)))
     return targets
 
 

@@ -203,6 +203,6 @@ def check_in_space(name: str, actions: Any, space: spaces.Space, rows: np.ndarra
     if outside.any():
         bad = np.flatnonzero(outside.any(axis=1))
         raise ValueError(
-            f"`{name}` must have actions of {space}, got {actions[bad[0]]} at row {rows[bad[0]]}, and others at "
-            f"{len(bad) - 1} more of {len(actions)} rows. Clip them, or scale them as the environment takes them"
+            f"`{name}` must have actions of {space}, got {actions[bad[0]].tolist()} at row {rows[bad[0]]}, and others "
+            f"at {len(bad) - 1} more of {len(actions)} rows. Clip them, or scale them as the environment takes them"
         )

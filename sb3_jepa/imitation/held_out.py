@@ -3,7 +3,8 @@ What a low loss hides: how well a policy of chunks does on episodes that it has 
 acting that look at nothing.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -25,7 +26,8 @@ OVERFIT = 2.0
 TOO_STILL = 0.15
 
 
-class ImitationFit(NamedTuple):
+@dataclass(frozen=True)
+class ImitationFit:
     """
     What :class:`~sb3_jepa.ACTJEPA` measures on held-out episodes. Errors of continuous actions are in deviations of the
     demonstrations' actions; those of categories are shares of wrong ones.

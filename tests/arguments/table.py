@@ -7,6 +7,7 @@ from typing import Any
 import sb3_jepa
 from sb3_jepa import data, diagnostics, parts
 from tests.arguments.cases import OF_SB3, RECORD, TENSORS
+from tests.arguments.imitation import IMITATION, IMITATION_RECORDS
 from tests.arguments.learning import OBJECTIVES, PRETRAINING
 from tests.arguments.pure_torch import DIAGNOSTICS, PARTS
 from tests.arguments.sb3_face import FACE, SHOWN
@@ -15,7 +16,7 @@ from tests.arguments.zero_shot import RECORDS, ZERO_SHOT
 
 pretrain: Any = importlib.import_module("sb3_jepa.pretrain")
 
-CALLS = [*FACE, *OBJECTIVES, *SHOWN, *DIAGNOSTICS, *PRETRAINING, *PARTS, *SEQUENCES, *ZERO_SHOT]
+CALLS = [*FACE, *OBJECTIVES, *SHOWN, *DIAGNOSTICS, *IMITATION, *PRETRAINING, *PARTS, *SEQUENCES, *ZERO_SHOT]
 
 # Classes and functions of which no argument is tried, and why
 UNTRIED: dict[Callable[..., Any], str] = {
@@ -25,6 +26,7 @@ UNTRIED: dict[Callable[..., Any], str] = {
     sb3_jepa.ObjectiveOutput: RECORD,
     sb3_jepa.Transitions: RECORD,
     **RECORDS,
+    **IMITATION_RECORDS,
     data.Windows: RECORD,
     parts.Masks: RECORD,
     diagnostics.Trajectory: RECORD,
