@@ -145,6 +145,11 @@ class LatentFuture(nn.Module):
             weighted_mean((predicted - targets).abs().mean(dim=2), weights), embedding_variance(targets[:, 0])
         )
 
+    @property
+    def target_parameters(self) -> set[nn.Parameter]:
+        """Parameters of the target encoder, which are not learned."""
+        return set() if self.target_encoder is None else set(self.target_encoder.parameters())
+
     def update(self, encoder: nn.Module, momentum: float) -> None:
         """
         Move the target encoder one step towards the context encoder.

@@ -128,7 +128,9 @@ class ACTJEPAPolicy(PolicyFiles, BasePolicy):
                 predictor_depth,
                 num_heads,
             )
-        learned = [one for one in self.parameters() if one.requires_grad]
+        # Those of a frozen encoder too, which get no gradient, so that a saved optimizer fits either way
+        of_target = set() if self.latent_future is None else self.latent_future.target_parameters
+        learned = [one for one in self.parameters() if one not in of_target]
         self.optimizer = optimizer_class(learned, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
 
     def inputs(self, observations: PyTorchObs, keys: list[str] | None = None) -> Any:

@@ -199,6 +199,19 @@ def test_the_encoder_goes_on_into_reinforcement_learning(tmp_path):
     )
 
 
+def test_a_frozen_encoder_stays_as_it_is_and_is_saved(tmp_path):
+    first = make(cartpole(), action_coef=0.0).learn(demonstrations(), n_updates=2)
+    model = make(cartpole(), prediction_coef=0.0)
+    load_encoder(model, first, freeze=True)
+    model.learn(demonstrations(), n_updates=2)
+    encoders = [one.policy.features_extractor.parameters() for one in (first, model)]
+    assert all(th.equal(a, b) for a, b in zip(*encoders, strict=True))
+    model.save(tmp_path / "model")
+    loaded = ACTJEPA.load(tmp_path / "model", env=cartpole(), device="cpu")
+    assert loaded.policy.features_extractor.is_frozen
+    loaded.learn(demonstrations(), n_updates=1)
+
+
 def test_demonstrations_fill_a_replay_buffer():
     data = demonstrations(3)
     model = stable_baselines3.DQN("MlpPolicy", cartpole(), buffer_size=500, learning_starts=0, train_freq=1)
