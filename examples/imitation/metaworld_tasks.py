@@ -22,12 +22,14 @@ TASKS = ("reach", "button-press", "drawer-open", "door-open", "peg-insert-side")
 MAX_STEPS = 200
 # Hand and gripper
 N_STATE = 4
+# Degrees. As it is shipped, 60, the goal of reach is a single pixel
+FIELD_OF_VIEW = 35
 
 
 class MetaWorldTasks(gym.Env):
     """
-    A task of Meta-World in each episode: an image from the camera ``corner2``, the position of hand and gripper, and
-    the number of the task. The reward is 1 for success, which ends the episode.
+    A task of Meta-World in each episode: an image from the camera ``corner2``, zoomed in, the position of hand and
+    gripper, and the number of the task. The reward is 1 for success, which ends the episode.
 
     :param tasks: Names without version
     :param seed: Of the starts and goals that there are, 50 for each task
@@ -47,6 +49,7 @@ class MetaWorldTasks(gym.Env):
             benchmark = metaworld.MT1(f"{name}-v3", seed=seed)
             env = benchmark.train_classes[f"{name}-v3"]()
             _make_fast(env.model)
+            env.model.cam("corner2").fovy[:] = FIELD_OF_VIEW
             self.envs.append(env)
             self.variations.append(benchmark.train_tasks)
         self.renderers: list[Any] = [None] * len(tasks)

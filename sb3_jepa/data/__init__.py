@@ -11,6 +11,7 @@ from sb3_jepa.data.folders import save_recordings
 from sb3_jepa.data.from_buffers import read_buffer
 from sb3_jepa.data.from_episodes import read_episodes
 from sb3_jepa.data.from_files import read_file
+from sb3_jepa.data.from_lerobot import read_lerobot
 from sb3_jepa.data.from_minari import read_minari
 from sb3_jepa.data.from_robomimic import read_robomimic
 from sb3_jepa.data.histories import HistoryRecordings
@@ -28,6 +29,7 @@ __all__ = [
     "read_buffer",
     "read_episodes",
     "read_file",
+    "read_lerobot",
     "read_minari",
     "read_robomimic",
     "record_env",

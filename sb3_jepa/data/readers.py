@@ -14,6 +14,7 @@ from sb3_jepa.data.collection import record_env
 from sb3_jepa.data.from_buffers import read_buffer
 from sb3_jepa.data.from_episodes import holds_episodes, read_episodes
 from sb3_jepa.data.from_files import read_file
+from sb3_jepa.data.from_lerobot import is_lerobot, read_lerobot
 from sb3_jepa.data.from_minari import read_minari
 from sb3_jepa.data.from_robomimic import SUFFIXES, read_robomimic
 from sb3_jepa.data.recordings import Recordings
@@ -26,9 +27,9 @@ def read(source: Any, **kwargs: Any) -> Recordings:
     Recordings of anything that holds or shows observations.
 
     :param source: :class:`Recordings`; a file or folder, see :func:`read_file`; a folder of ExoRL's, see
-        :func:`read_episodes`; an HDF5 file of robomimic's, see :func:`read_robomimic`; a buffer, see
-        :func:`read_buffer`; a data set of Minari, as ``"minari:ID"`` too, see :func:`read_minari`; an environment or
-        its ID, see :func:`~sb3_jepa.pretrain.record_env`
+        :func:`read_episodes`; an HDF5 file of robomimic's, see :func:`read_robomimic`; a folder of LeRobot's, see
+        :func:`read_lerobot`; a buffer, see :func:`read_buffer`; a data set of Minari, as ``"minari:ID"`` too, see
+        :func:`read_minari`; an environment or its ID, see :func:`~sb3_jepa.pretrain.record_env`
     :param kwargs: The further parameters of that function
     :return: The recordings
     :raises ValueError: If it is none of these
@@ -43,6 +44,8 @@ def read(source: Any, **kwargs: Any) -> Recordings:
         return read_minari(source.removeprefix(MINARI_PREFIX), **kwargs)
     # Skip the empty path: it would be the current folder
     if isinstance(source, (str, os.PathLike)) and os.fspath(source) and pathlib.Path(source).exists():
+        if is_lerobot(source):
+            return read_lerobot(source, **kwargs)
         if holds_episodes(source):
             return read_episodes(source, **kwargs)
         is_hdf5 = pathlib.Path(source).suffix in SUFFIXES

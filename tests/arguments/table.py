@@ -53,5 +53,6 @@ UNTRIED: dict[Callable[..., Any], str] = {
         TENSORS,
     ),
     pretrain.read_minari: "needs a package that the tests do without",
+    data.read_lerobot: "needs a package that the tests do without",
     data.read_robomimic: "needs a package that the tests do without",
 }
