@@ -326,6 +326,26 @@ def probe_figure(r2: Mapping[str, float]) -> "Figure":
     return figure
 
 
+def chunk_figure(by_step: Sequence[float], of_last_action: Sequence[float], of_mean_action: float) -> "Figure":
+    """
+    How far a policy's chunks of actions are from demonstrations, step by step.
+
+    :param by_step: Error of each step of the chunk
+    :param of_last_action: The same of repeating the action before the chunk
+    :param of_mean_action: Of always doing the mean action
+    :return: Figure
+    """
+    figure, axes = _new_axes("error of chunks on held-out episodes")
+    steps = np.arange(1, len(by_step) + 1)
+    axes.plot(steps, by_step, color="#4477aa", marker=".", label="the policy")
+    axes.plot(steps, of_last_action, color="#aaaaaa", marker=".", label="the last action again")
+    axes.axhline(of_mean_action, color="#aaaaaa", linestyle="--", label="the mean action")
+    axes.set_xlabel("step of the chunk")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
 def map_figure(positions: np.ndarray, values: np.ndarray, title: str) -> "Figure":
     """
     Values over places in a plane.

@@ -32,6 +32,7 @@ CURVES = {
     "participation_ratio": "In how many directions the embeddings vary. Towards 1: in a single one.",
     "prediction_loss": "Error of the predicted embedding. On its own it says nothing: it also falls when all "
     "embeddings become one.",
+    "imitation/held_out_error": "Imitation's error on episodes that were not learned from.",
     "prediction_to_copy_ratio": "The prediction loss, divided by that of a predictor that copies. Below 1: it knows "
     "something of what comes next.",
     "smallest_deviation": "Standard deviation of the dimension that varies least. Near 0: it is dead.",
@@ -53,6 +54,10 @@ PICTURES = {
 SURPRISE = (
     "Squared distance between the next embedding and what the predictor expected, for what happened and with the next "
     "observation of another time. AUC 1: it always tells them apart; 0.5: never."
+)
+CHUNKS = (
+    "How far the actions that it decides on are from those of demonstrations that it has not learned from. Healthy: "
+    "below both lines in grey, and rising along the chunk."
 )
 PROBES = "Linear regression from the embedding to variables of the environment. 1: it is all there; 0: nothing."
 STYLE = """
@@ -157,6 +162,10 @@ def _scores(portrait: Portrait, names: Sequence[str] | None) -> "tuple[dict[str,
     if portrait.verdict.label == "diverged":
         return {}, {}
     surprises = portrait.surprises()
+    fit = getattr(portrait.latent_model.model, "fit", None)
+    if fit is not None:
+        figures["chunks"] = pictures.chunk_figure(fit.error_by_step, fit.error_of_last_action, fit.error_of_mean_action)
+        captions["chunks"] = f"{CHUNKS} {fit}"
     if surprises is not None:
         figures["surprise"] = pictures.surprise_figure(*surprises, area_under_curve(*surprises))
         captions["surprise"] = SURPRISE

@@ -327,5 +327,15 @@ def test_short_episodes_are_padded():
     assert make(cartpole(), horizon=10).learn(some, n_updates=2).num_timesteps == 2
 
 
+def test_the_report_shows_chunks_and_the_verdict(tmp_path):
+    from sb3_jepa.report import write_report
+
+    model = make(cartpole()).learn(demonstrations(), n_updates=3)
+    write_report(model, cartpole(), tmp_path / "report.html", n_steps=40)
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="chunks"' in page
+    assert model.fit.label in page
+
+
 def test_what_is_at_the_top_is_the_algorithm():
     assert sb3_jepa.ACTJEPA is ACTJEPA
