@@ -56,8 +56,7 @@ class SeesTheState:
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, None]:
         states = np.array(self.env.get_attr("state"), dtype=np.float32)
-        # Not always the best action, so that mistakes and how to make up for them are seen
-        return self.model.predict(states, deterministic=False)[0], None
+        return self.model.predict(states, deterministic=True)[0], None
 
 
 def demonstrations_in(folder: pathlib.Path, n_episodes: int) -> Recordings:
@@ -113,9 +112,7 @@ def run(arm: str, seed: int, demonstrations: Recordings, n_updates: int, timeste
     model = PPO(JepaPolicy, env, seed=seed, device="cpu")
     evaluation_env = make_pixel_vec_env("CartPole-v1", n_envs=4, seed=10_000 + seed)
     if arm != "from-scratch":
-        imitation = ACTJEPA(
-            "CnnPolicy", evaluation_env, horizon=HORIZON, n_action_steps=1, random_shift=2, seed=seed, device="cpu"
-        )
+        imitation = ACTJEPA("CnnPolicy", evaluation_env, horizon=HORIZON, seed=seed, device="cpu")
         imitation.learn(demonstrations, n_updates=n_updates)
         result.update(imitation=mean_return(imitation, evaluation_env), fit=str(imitation.fit))
         load_encoder(model, imitation, freeze=arm == "frozen")

@@ -32,7 +32,7 @@ from sb3_jepa.data.fitting import read_for
 from sb3_jepa.data.recordings import Recordings
 from sb3_jepa.imitation.demonstrations import (
     check_demonstrations,
-    check_disjoint,
+    hold_out,
     measured_rows,
     take_chunks,
 )
@@ -71,7 +71,8 @@ class ACTJEPA(LearnsFromData, BaseAlgorithm):
         is no image, as in the paper; the embedding of the whole ``"observation"``, images included; or, for
         comparison, the ``"raw_state"``. By default the first that the observations have.
     :param momentum: Of the target encoder at the start. It rises to 1 linearly.
-    :param n_action_steps: How many actions of a chunk are executed before the next one is decided on; all by default.
+    :param n_action_steps: How many actions of a chunk are executed before the next one is decided on; by default as
+        many as are nearly as exact as the first one on held-out episodes, or all (the paper's) if none are held out.
         May be changed at any time, also with ``load(path, n_action_steps=...)``.
     :param temporal_ensemble_coef: If given, a chunk is decided on at each step, and the mean of all decisions for it is
         executed, older ones with the larger weights; *ACT* has 0.01. May be changed at any time.
@@ -228,14 +229,10 @@ class ACTJEPA(LearnsFromData, BaseAlgorithm):
         check_progress_bar(progress_bar)
         training = self._read("demonstrations", demonstrations, kwargs)
         rows = check_demonstrations("demonstrations", training, self.horizon)
-        held_out, held_out_rows = training, np.zeros(0, np.int64)
+        validation = None
         if validation_demonstrations is not None:
-            held_out = self._read("validation_demonstrations", validation_demonstrations, kwargs)
-            held_out_rows = check_demonstrations("validation_demonstrations", held_out, self.horizon)
-            check_disjoint(training, held_out)
-        elif validation_fraction > 0 and len(np.unique(training.episodes)) > 1:
-            learned, put_aside = training.split(validation_fraction, by_start=True)
-            held_out_rows, rows = np.intersect1d(rows, put_aside), np.intersect1d(rows, learned)
+            validation = self._read("validation_demonstrations", validation_demonstrations, kwargs)
+        rows, held_out, held_out_rows = hold_out(training, rows, validation, validation_fraction, self.horizon)
         other, other_rows = None, np.zeros(0, np.int64)
         if other_episodes is not None:
             if self.policy.latent_future is None:
@@ -344,6 +341,7 @@ class ACTJEPA(LearnsFromData, BaseAlgorithm):
     ) -> None:
         training_error = measure_fit(self.policy, training, rows, 0.0).error
         self.fit = measure_fit(self.policy, held_out, held_out_rows, training_error)
+        self._set_execution()
         for name, value in self.fit.scalars().items():
             self.logger.record(f"imitation/{name}", value)
         # Tables are for numbers
@@ -367,13 +365,19 @@ class ACTJEPA(LearnsFromData, BaseAlgorithm):
         :return: the model's action and the next state
         :raises ValueError: If ``n_action_steps`` or ``temporal_ensemble_coef`` were set out of range, or as there
         """
-        self.policy.n_action_steps = checks.optional(
+        self._set_execution()
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def _set_execution(self) -> None:
+        policy = self.policy
+        policy.n_action_steps = checks.optional(
             checks.whole_number, "n_action_steps", self.n_action_steps, least=1, most=self.horizon
         )
-        self.policy.temporal_ensemble_coef = checks.optional(
+        if policy.n_action_steps is None and self.fit is not None:
+            policy.n_action_steps = self.fit.steady_steps
+        policy.temporal_ensemble_coef = checks.optional(
             checks.number, "temporal_ensemble_coef", self.temporal_ensemble_coef, least=0
         )
-        return self.policy.predict(observation, state, episode_start, deterministic)
 
     def dump_logs(self) -> None:
         """Write log data."""

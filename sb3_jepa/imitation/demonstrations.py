@@ -80,6 +80,29 @@ def check_demonstrations(name: str, recordings: Recordings, horizon: int) -> np.
     return rows
 
 
+def hold_out(
+    training: Recordings, rows: np.ndarray, validation: Recordings | None, validation_fraction: float, horizon: int
+) -> tuple[np.ndarray, Recordings, np.ndarray]:
+    """
+    :param training: Demonstrations
+    :param rows: Their rows at which an action was taken
+    :param validation: Other demonstrations to hold out; None to take some of these
+    :param validation_fraction: Which share of the rows then; 0 for none
+    :param horizon: Number of actions of a chunk
+    :return: The rows to learn from, and the demonstrations and rows that are held out
+    :raises ValueError: If an episode is in both, or the other demonstrations do not fit
+    """
+    if validation is not None:
+        held_out_rows = check_demonstrations("validation_demonstrations", validation, horizon)
+        check_disjoint(training, validation)
+        return rows, validation, held_out_rows
+    # A single episode is not cut in two
+    if validation_fraction == 0 or len(np.unique(training.episodes)) == 1:
+        return rows, training, np.zeros(0, np.int64)
+    learned, put_aside = training.split(validation_fraction, by_start=True)
+    return np.intersect1d(rows, learned), training, np.intersect1d(rows, put_aside)
+
+
 def check_disjoint(training: Recordings, validation: Recordings) -> None:
     """
     :param training: To learn from

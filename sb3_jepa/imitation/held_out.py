@@ -22,6 +22,8 @@ NEAR_ZERO = 0.05
 BETTER = 0.9
 # Held-out errors so many times those of the training are a sign of overfitting
 OVERFIT = 2.0
+# Steps of a chunk with an error up to so many times that of the first one are executed, or of an error that is no error
+STEADY, NEARLY_EXACT = 1.5, 0.01
 # So many more still actions than in the demonstrations are too many
 TOO_STILL = 0.15
 
@@ -55,6 +57,12 @@ class ImitationFit:
     near_zero: float | None
     near_zero_demonstrated: float | None
 
+    @property
+    def steady_steps(self) -> int:
+        """How many steps of a chunk are nearly as exact as the first one: so many can be executed without a look."""
+        limit = STEADY * max(self.error_by_step[0], NEARLY_EXACT)
+        return int(np.argmax([*(error > limit for error in self.error_by_step), True]))
+
     def scalars(self) -> dict[str, float]:
         """:return: What is logged, by name"""
         values = dict(
@@ -65,6 +73,7 @@ class ImitationFit:
             error_of_last_action=float(np.mean(self.error_of_last_action)),
             error_of_last_action_first_step=self.error_of_last_action[0],
             error_of_mean_action=self.error_of_mean_action,
+            steady_steps=self.steady_steps,
         )
         if self.near_zero is not None and self.near_zero_demonstrated is not None:
             values.update(near_zero=self.near_zero, near_zero_demonstrated=self.near_zero_demonstrated)

@@ -1,5 +1,7 @@
 """ACT-JEPA as an algorithm of Stable-Baselines3."""
 
+import dataclasses
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -135,6 +137,23 @@ def test_how_a_chunk_is_executed_may_be_changed_after_loading(tmp_path):
     loaded.temporal_ensemble_coef, loaded.n_action_steps = None, 9
     with pytest.raises(ValueError, match=r"`n_action_steps` must be a whole number from 1 to 5"):
         loaded.predict(observation)
+
+
+def test_by_default_so_many_actions_are_executed_as_are_nearly_as_exact_as_the_first(tmp_path):
+    model = make(cartpole())
+    model.predict(np.zeros(4, np.float32))
+    assert model.policy.n_action_steps is None
+    model.learn(demonstrations(), n_updates=2)
+    errors = dict(error_by_step=[0.2, 0.1, 0.29, 0.31, 0.2])
+    model.fit = dataclasses.replace(model.fit, **errors)
+    _, state = model.predict(np.zeros(4, np.float32))
+    assert model.policy.n_action_steps == model.fit.steady_steps == 3
+    model.save(tmp_path / "model")
+    loaded = ACTJEPA.load(tmp_path / "model", device="cpu")
+    loaded.predict(np.zeros(4, np.float32), state)
+    assert loaded.policy.n_action_steps == 3
+    assert dataclasses.replace(model.fit, error_by_step=[0.0, 0.001, 0.005]).steady_steps == 3
+    assert dataclasses.replace(model.fit, error_by_step=[0.1, 0.1]).steady_steps == 2
 
 
 def test_one_seed_gives_one_model():
