@@ -1,27 +1,20 @@
 """What the algorithms have in common that train a policy jointly with a JEPA objective."""
 
 import inspect
-import io
-import pathlib
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_jepa.algorithms.saved_models import check_model_file
+from sb3_jepa.algorithms.model_files import FilesOfModels
 from sb3_jepa.callbacks.jepa import JepaCallback
 from sb3_jepa.common import checks
-from sb3_jepa.common.files import in_memory, write_file
-from sb3_jepa.common.ranks import rank
-from sb3_jepa.common.state_dicts import warn_if_not_finite
 from sb3_jepa.extractors.teachers import describe_teacher
 from sb3_jepa.policies.learns_jointly import LearnsJointly
 
 
-class JointAlgorithm(BaseAlgorithm):
+class JointAlgorithm(FilesOfModels):
     """
     What an algorithm of Stable-Baselines3 lacks to train a policy that learns jointly: a
     :class:`~sb3_jepa.JepaCallback`, defaults, and files that are written as a whole. With any other policy the
@@ -72,39 +65,6 @@ class JointAlgorithm(BaseAlgorithm):
             callback = CallbackList([jepa_callback, callback])
             callback.model = self
         return callback
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save all the attributes of the object and the model parameters in a zip-file. If that fails, an older file stays
-        as it was. On several ranks, only the first one writes files.
-
-        :param path: path to the file where the rl agent should be saved
-        :param exclude: name of parameters that should be excluded in addition to the default ones
-        :param include: name of parameters that might be excluded but should be included anyway
-        """
-        if rank() > 0 and isinstance(path, (str, pathlib.Path)):
-            return
-        warn_if_not_finite(self.policy.state_dict(), "The policy")
-        write_file(path, in_memory(lambda file: super(JointAlgorithm, self).save(file, exclude, include)), ".zip")
-
-    @classmethod
-    def load(cls, path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> Any:
-        """
-        Load the model from a zip-file.
-
-        :param path: path to the file (or a file-like) where to load the agent from
-        :param args: The further parameters of Stable-Baselines3's ``load``
-        :param kwargs: The further parameters of Stable-Baselines3's ``load``
-        :return: new model instance with loaded parameters
-        :raises ValueError: If the file is no saved model, or holds another policy than its settings say
-        """
-        check_model_file(path)
-        return super().load(path, *args, **kwargs)
 
 
 def _contains_jepa_callback(callback: BaseCallback) -> bool:

@@ -1,15 +1,11 @@
 """A training without an environment's steps, with Stable-Baselines3's callbacks, logger and schedules."""
 
-import io
-import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_jepa.common.files import in_memory, write_file
-from sb3_jepa.common.state_dicts import warn_if_not_finite
+from sb3_jepa.algorithms.model_files import FilesOfModels
 
 
 class UpdateBar(ProgressBarCallback):
@@ -20,7 +16,7 @@ class UpdateBar(ProgressBarCallback):
         return True
 
 
-class LearnsFromData(BaseAlgorithm):
+class LearnsFromData(FilesOfModels):
     """What learns from data alone. A time step of callbacks, logs and schedules is an update here."""
 
     def _learn_from_data(
@@ -64,23 +60,6 @@ class LearnsFromData(BaseAlgorithm):
             if bar is not None:
                 bar.on_training_end()
         callback.on_training_end()
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save all the attributes of the object and the model parameters in a zip-file. If that fails, an older file stays
-        as it was.
-
-        :param path: path to the file where the rl agent should be saved
-        :param exclude: name of parameters that should be excluded in addition to the default ones
-        :param include: name of parameters that might be excluded but should be included anyway
-        """
-        warn_if_not_finite(self.policy.state_dict(), "The policy")
-        write_file(path, in_memory(lambda file: super(LearnsFromData, self).save(file, exclude, include)), ".zip")
 
     def dump_logs(self) -> None:
         """Write log data."""
