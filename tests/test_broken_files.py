@@ -13,6 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_jepa import (
+    ACTJEPA,
     PPO,
     JepaExtractor,
     TJepa,
@@ -62,6 +63,7 @@ def whole(tmp_path_factory) -> pathlib.Path:
     model = make_model()
     model.save(folder / "model.zip")
     stable_baselines3.PPO("MlpPolicy", make_env(), device="cpu").save(folder / "stock.zip")
+    ACTJEPA("MlpPolicy", make_env(), horizon=2, device="cpu").save(folder / "imitation.zip")
     save_encoder(model, folder / "encoder.pth")
     save_encoder(model, folder / "encoder.safetensors")
     VecSurprise(make_env()).save(folder / "surprise.pkl")
@@ -95,6 +97,7 @@ def run_report(*arguments: str) -> None:
 
 READERS = {
     "load": ("model.zip", PPO.load),
+    "ACTJEPA.load": ("imitation.zip", ACTJEPA.load),
     "load_model": ("model.zip", load_model),
     "load_model of a stock algorithm": ("stock.zip", load_model),
     "load_model of a named algorithm": (
