@@ -19,7 +19,7 @@ BATCH = 256
 # An action counts as near zero if none of its numbers exceeds this share of its largest one in the demonstrations
 NEAR_ZERO = 0.05
 # Where a policy is better than both by this factor, it has learned something
-BETTER = 0.9
+BETTER = 0.75
 # Held-out errors so many times those of the training are a sign of overfitting
 OVERFIT = 2.0
 # Steps of a chunk with an error up to so many times that of the first one are executed, or of an error that is no error
@@ -34,7 +34,7 @@ class ImitationFit:
     What :class:`~sb3_jepa.ACTJEPA` measures on held-out episodes. Errors of continuous actions are in deviations of the
     demonstrations' actions; those of categories are shares of wrong ones.
 
-    :param label: ``"learned"``, ``"nothing learned"``, ``"still"``, ``"copies"`` or ``"overfit"``
+    :param label: ``"learned"``, ``"little learned"``, ``"still"``, ``"copies"`` or ``"overfit"``
     :param reason: A sentence with figures
     :param cure: What to do about it; empty if there is nothing to do
     :param error: Mean over the chunk
@@ -183,7 +183,7 @@ def _judge(
                 "It knows the demonstrations by heart: it needs more of them, fewer updates, or `random_shift`.",
             )
         return (
-            "nothing learned",
+            "little learned",
             figures,
             "Learn for longer, and look at whether an observation tells what the expert acted on: a goal, velocities "
             "(VecHistory), an image in which things are large enough.",
