@@ -34,8 +34,8 @@ The methods, and where their code is:
 - *seq-JEPA* (arXiv 2505.03176): ``extractors/sequence_extractor.py``, ``objectives/seq_jepa.py`` and
   ``envs/history.py``
 - *ACT-JEPA* (arXiv 2501.14622): ``imitation/act_jepa.py`` and ``imitation/latent_future.py``
-- Not there yet, with the folder that each belongs into: *AD-L-JEPA* (``objectives``, its tokens in ``parts``),
-  *UI-JEPA* (``pretrain``)
+- *AD-L-JEPA* (arXiv 2501.04969): ``objectives/ad_l_jepa.py`` and ``extractors/lidar_extractor.py``
+- Not there yet, with the folder that it belongs into: *UI-JEPA* (``pretrain``)
 
 ``old_paths`` lets files that were saved before the folders were made find their classes.
 """
@@ -58,6 +58,7 @@ from sb3_jepa.envs import VecSurprise
 from sb3_jepa.extractors import (
     DrqExtractor,
     JepaExtractor,
+    LidarExtractor,
     MlpExtractor,
     SequenceExtractor,
     load_encoder,
@@ -67,6 +68,7 @@ from sb3_jepa.extractors import (
 from sb3_jepa.imitation import ACTJEPA
 from sb3_jepa.inspection import LatentModel, noise_diagnostic, surprise
 from sb3_jepa.objectives import (
+    BevPrediction,
     DmtJepa,
     MaskedPrediction,
     NextLatentPrediction,
@@ -95,6 +97,7 @@ __all__ = [
     "SAC",
     "TD3",
     "TDJEPA",
+    "BevPrediction",
     "DmtJepa",
     "DrqExtractor",
     "FrameDictReplayBuffer",
@@ -105,6 +108,7 @@ __all__ = [
     "JepaPolicy",
     "JepaRolloutBuffer",
     "LatentModel",
+    "LidarExtractor",
     "MaskedPrediction",
     "MlpExtractor",
     "NextLatentPrediction",

@@ -222,7 +222,9 @@ def print_table(folder: pathlib.Path) -> None:
         columns.append(cell(pairs) if pairs else "")
         evaluated = sorted({key for run in of_seed.values() for key in run.get("success", {})})
         for key in evaluated:
-            means = [np.mean(list(run["success"][key].values())) for run in of_seed.values() if key in run["success"]]
+            means = [
+                np.mean(list(run["success"][key].values())) for run in of_seed.values() if key in run.get("success", {})
+            ]
             columns.append(f"{key}: {cell([100 * float(mean) for mean in means], 1)}")
         print(f"| {arm} | {' | '.join(columns)} | {len(of_seed)} |")
 

@@ -23,6 +23,7 @@ from sb3_jepa.common.settings import check_written_whole, readable
 from sb3_jepa.common.spaces import space_from_json, space_to_json
 from sb3_jepa.common.state_dicts import find_misfits, find_not_finite, warn_if_not_finite
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.extractors.lidar_extractor import LidarExtractor
 from sb3_jepa.extractors.sequence_extractor import SequenceExtractor
 
 # Raise it when an older sb3_jepa would read a file wrongly
@@ -246,7 +247,7 @@ def read_described_encoder(path: str | os.PathLike) -> tuple[JepaExtractor, dict
 
 def _class_in(description: Mapping[str, Any], path: pathlib.Path) -> type[JepaExtractor]:
     name = description.get("features_extractor_class", _name_of(JepaExtractor))
-    known: list[Any] = [JepaExtractor, SequenceExtractor]
+    known: list[Any] = [JepaExtractor, LidarExtractor, SequenceExtractor]
     for cls in known:
         if _name_of(cls) == name:
             return cls

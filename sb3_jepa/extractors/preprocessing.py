@@ -44,5 +44,7 @@ def jepa_extractors(module: nn.Module) -> list[JepaExtractor]:
 
 def takes_nan(policy: nn.Module) -> bool:
     """Whether NaN in an observation tells the policy that a number is missing."""
+    if any(getattr(module, "takes_nan", False) is True for module in policy.modules()):
+        return True
     extractors = jepa_extractors(policy)
     return bool(extractors) and all(extractor.encoder.missing_as_nan for extractor in extractors)

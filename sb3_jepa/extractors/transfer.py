@@ -62,7 +62,7 @@ def load_encoder(
         path = find_encoder_file(path)
         source, state = str(path), read_state(path)
     # Check all before any is changed
-    states = {name: _with_readout_of(encoder, state) for name, encoder in picked.items()}
+    states = {name: _with_own_parts(encoder, state) for name, encoder in picked.items()}
     for name, encoder in picked.items():
         check_fit(states[name], encoder, f"{source} does not fit the encoder {name!r}")
     for name, encoder in picked.items():
@@ -78,12 +78,16 @@ def load_encoder(
     _remember_frozen(model)
 
 
-def _with_readout_of(encoder: th.nn.Module, state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
-    """The readout is learned by each model for itself: without one, the file still fits a model that has one."""
+def _with_own_parts(encoder: th.nn.Module, state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """
+    Some parts are learned by each model for itself, such as a readout, or what encodes other keys than LiDAR: a file
+    without them still fits a model that has them, and the other way round.
+    """
+    prefixes = getattr(encoder, "own_parts", ("encoder.readout.",))
     own = encoder.state_dict()
-    is_of_readout = {name for name in {*own, *state} if name.startswith("encoder.readout.")}
-    kept = {name: value for name, value in state.items() if name not in is_of_readout or name in own}
-    return {**{name: own[name] for name in own if name in is_of_readout}, **kept}
+    is_of_part = {name for name in {*own, *state} if name.startswith(prefixes)}
+    kept = {name: value for name, value in state.items() if name not in is_of_part or name in own}
+    return {**{name: own[name] for name in own if name in is_of_part}, **kept}
 
 
 def _targets(policy: BasePolicy, name: str, encoder: BaseFeaturesExtractor) -> list[tuple[th.nn.Module, th.nn.Module]]:

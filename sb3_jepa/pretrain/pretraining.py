@@ -16,9 +16,10 @@ from sb3_jepa.data.collection import check_progress_bar
 from sb3_jepa.data.readers import read_into
 from sb3_jepa.extractors.files import check_fit, find_encoder_file, read_described_encoder, whole_kwargs
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.extractors.lidar_extractor import LidarExtractor
 from sb3_jepa.extractors.sequence_extractor import SequenceExtractor
 from sb3_jepa.extractors.teachers import make_teacher
-from sb3_jepa.objectives import MaskedPrediction, Objective
+from sb3_jepa.objectives import BevPrediction, MaskedPrediction, Objective
 from sb3_jepa.pretrain.loading import Loader
 from sb3_jepa.pretrain.training import CRITERIA, Pretraining
 from sb3_jepa.pretrain.validation import Validation
@@ -68,12 +69,13 @@ def pretrain(
     :param folder: Where to keep the encoder, checkpoints and curves, and the recordings of an environment
     :param objective_class: What it learns: :class:`~sb3_jepa.TJepa`, :class:`~sb3_jepa.Salt`,
         :class:`~sb3_jepa.SaltTeacher`, :class:`~sb3_jepa.DmtJepa`, :class:`~sb3_jepa.MaskedPrediction` (I-JEPA);
-        :class:`~sb3_jepa.SequencePrediction` of :class:`~sb3_jepa.data.HistoryRecordings`; or another
+        :class:`~sb3_jepa.SequencePrediction` of :class:`~sb3_jepa.data.HistoryRecordings`;
+        :class:`~sb3_jepa.BevPrediction` of LiDAR; or another
         :class:`~sb3_jepa.Objective` that looks at most one step ahead
     :param objective_kwargs: Keyword arguments to pass to the objective. A ``teacher`` may be the path of another
         pretraining.
     :param features_extractor_kwargs: Keyword arguments to pass to the :class:`~sb3_jepa.JepaExtractor`, or for
-        histories to the :class:`~sb3_jepa.SequenceExtractor`
+        histories to the :class:`~sb3_jepa.SequenceExtractor`, or for LiDAR to the :class:`~sb3_jepa.LidarExtractor`
     :param n_updates: Updates, at most, of all calls together
     :param batch_size: Size of a minibatch
     :param learning_rate: The largest learning rate (of AdamW). It rises to that, and then falls to 0 as a cosine does.
@@ -158,7 +160,9 @@ def pretrain(
         th.cuda.init()
     # Leave the random numbers of other code as they are
     with isolated_random_numbers(seed):
-        encoder_class = SequenceExtractor if is_history(space) else JepaExtractor
+        encoder_class: Any = SequenceExtractor if is_history(space) else JepaExtractor
+        if issubclass(objective_class, BevPrediction):
+            encoder_class = LidarExtractor
         encoder: Any = (encoder_class if initial is None else type(initial))(space, **features_extractor_kwargs)
         if initial is not None:
             check_fit(initial.state_dict(), encoder, f"`initial_encoder`, {initial_encoder}, does not fit the source")

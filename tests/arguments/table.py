@@ -9,6 +9,7 @@ from sb3_jepa import data, diagnostics, parts
 from tests.arguments.cases import OF_SB3, RECORD, TENSORS
 from tests.arguments.imitation import IMITATION, IMITATION_RECORDS
 from tests.arguments.learning import OBJECTIVES, PRETRAINING
+from tests.arguments.lidar import LIDAR
 from tests.arguments.pure_torch import DIAGNOSTICS, PARTS
 from tests.arguments.sb3_face import FACE, SHOWN
 from tests.arguments.sequences import SEQUENCES
@@ -16,7 +17,7 @@ from tests.arguments.zero_shot import RECORDS, ZERO_SHOT
 
 pretrain: Any = importlib.import_module("sb3_jepa.pretrain")
 
-CALLS = [*FACE, *OBJECTIVES, *SHOWN, *DIAGNOSTICS, *IMITATION, *PRETRAINING, *PARTS, *SEQUENCES, *ZERO_SHOT]
+CALLS = [*FACE, *OBJECTIVES, *SHOWN, *DIAGNOSTICS, *IMITATION, *LIDAR, *PRETRAINING, *PARTS, *SEQUENCES, *ZERO_SHOT]
 
 # Classes and functions of which no argument is tried, and why
 UNTRIED: dict[Callable[..., Any], str] = {
