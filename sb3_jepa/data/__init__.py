@@ -14,6 +14,7 @@ from sb3_jepa.data.from_files import read_file
 from sb3_jepa.data.from_lerobot import read_lerobot
 from sb3_jepa.data.from_minari import read_minari
 from sb3_jepa.data.from_robomimic import read_robomimic
+from sb3_jepa.data.from_sweeps import read_sweeps
 from sb3_jepa.data.histories import HistoryRecordings
 from sb3_jepa.data.readers import read
 from sb3_jepa.data.recordings import Recordings, Windows
@@ -32,6 +33,7 @@ __all__ = [
     "read_lerobot",
     "read_minari",
     "read_robomimic",
+    "read_sweeps",
     "record_env",
     "record_episodes",
     "save_recordings",

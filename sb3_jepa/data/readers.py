@@ -17,6 +17,7 @@ from sb3_jepa.data.from_files import read_file
 from sb3_jepa.data.from_lerobot import is_lerobot, read_lerobot
 from sb3_jepa.data.from_minari import read_minari
 from sb3_jepa.data.from_robomimic import SUFFIXES, read_robomimic
+from sb3_jepa.data.from_sweeps import holds_sweeps, read_sweeps
 from sb3_jepa.data.recordings import Recordings
 
 MINARI_PREFIX = "minari:"
@@ -28,8 +29,9 @@ def read(source: Any, **kwargs: Any) -> Recordings:
 
     :param source: :class:`Recordings`; a file or folder, see :func:`read_file`; a folder of ExoRL's, see
         :func:`read_episodes`; an HDF5 file of robomimic's, see :func:`read_robomimic`; a folder of LeRobot's, see
-        :func:`read_lerobot`; a buffer, see :func:`read_buffer`; a data set of Minari, as ``"minari:ID"`` too, see
-        :func:`read_minari`; an environment or its ID, see :func:`~sb3_jepa.pretrain.record_env`
+        :func:`read_lerobot`; a folder of LiDAR sweeps, see :func:`read_sweeps`; a buffer, see :func:`read_buffer`; a
+        data set of Minari, as ``"minari:ID"`` too, see :func:`read_minari`; an environment or its ID, see
+        :func:`~sb3_jepa.pretrain.record_env`
     :param kwargs: The further parameters of that function
     :return: The recordings
     :raises ValueError: If it is none of these
@@ -46,6 +48,8 @@ def read(source: Any, **kwargs: Any) -> Recordings:
     if isinstance(source, (str, os.PathLike)) and os.fspath(source) and pathlib.Path(source).exists():
         if is_lerobot(source):
             return read_lerobot(source, **kwargs)
+        if holds_sweeps(source):
+            return read_sweeps(source, **kwargs)
         if holds_episodes(source):
             return read_episodes(source, **kwargs)
         is_hdf5 = pathlib.Path(source).suffix in SUFFIXES

@@ -1,11 +1,13 @@
 """LiDAR: its extractor and its objective."""
 
 import functools
+import pathlib
 
 import numpy as np
 from gymnasium import spaces
 
 import sb3_jepa
+from sb3_jepa import data
 from tests.arguments.cases import (
     CHOICE,
     COUNT,
@@ -18,6 +20,7 @@ from tests.arguments.cases import (
     SIZES,
     UNIT_INTERVAL,
     Call,
+    made_files,
     or_none,
 )
 
@@ -26,11 +29,23 @@ SMALL = dict(width=4, cell_dim=8, cell=1.0)
 
 
 @functools.lru_cache
+def sweep_file() -> pathlib.Path:
+    np.save(made_files() / "sweep.npy", np.zeros((3, 4), np.float32))
+    return made_files() / "sweep.npy"
+
+
+@functools.lru_cache
 def extractor() -> sb3_jepa.LidarExtractor:
     return sb3_jepa.LidarExtractor(SWEEP, 8, **SMALL)
 
 
 LIDAR = [
+    Call(
+        data.read_sweeps,
+        lambda: dict(source=[sweep_file()]),
+        dict(source=NONE_OF_THEM, n_points=or_none(COUNT), width=or_none(NONE_OF_THEM)),
+        is_costly=True,
+    ),
     Call(
         sb3_jepa.LidarExtractor,
         lambda: dict(SMALL, observation_space=SWEEP),
