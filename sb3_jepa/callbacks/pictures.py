@@ -36,6 +36,7 @@ class PictureCallback(EveryNRollouts):
     - ``jepa_pictures/trajectory``: the path of an episode in latent space, and a strip of its colours
     - ``jepa_pictures/unrolled``: how far the predictor sees, beside a copy
     - ``jepa_pictures/spectrum``: eigenvalues of the embeddings' covariance
+    - ``jepa_pictures/birds_eye``: LiDAR from above: what is hidden, what is predicted, which cells are alike
     - ``jepa_pictures/embedding``: a histogram of the embeddings' values
     - In TensorBoard's projector: the embeddings, with the frames as thumbnails
 

@@ -62,7 +62,8 @@ class LidarExtractor(BaseFeaturesExtractor):
     :param cell_dim: Width of a cell's embedding, a multiple of 4
     :param norm: ``"group"``, or as in the paper ``"batch"``, of which a policy should not be made: it acts in another
         mode than it learns
-    :param pooling: Into how many parts on each side the view is divided for the features
+    :param pooling: Into how many parts on each side the view is divided for the features; at most as many as there are
+        embedded cells. The more, the better it is known where something is, which a robot needs that must not hit it.
     :param others_kwargs: Keyword arguments of the extractor of all other keys
     :raises ValueError: If the observations are none of these, or do not fit an argument
     """
@@ -84,7 +85,7 @@ class LidarExtractor(BaseFeaturesExtractor):
         halvings: int = 2,
         cell_dim: int = 64,
         norm: str = "group",
-        pooling: int = 4,
+        pooling: int = 8,
         others_kwargs: dict[str, Any] | None = None,
     ):
         checks.instance("observation_space", observation_space, spaces.Space)

@@ -1,7 +1,7 @@
 """All that is measured and drawn of an encoder over some episodes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
@@ -19,7 +19,9 @@ from sb3_jepa.diagnostics import (
     probe_episodes,
 )
 from sb3_jepa.diagnostics import unrolled_errors as unroll
+from sb3_jepa.diagnostics.birds_eye import birds_eye_figure, look_from_above
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.extractors.lidar_extractor import LidarExtractor
 from sb3_jepa.inspection.episodes import Episode, frames_of, image_key
 from sb3_jepa.inspection.latent_model import LatentModel
 from sb3_jepa.parts import PatchTokenizer, embedding_variance
@@ -27,8 +29,8 @@ from sb3_jepa.parts import PatchTokenizer, embedding_variance
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Observations whose attention is shown
-N_ATTENTION = 6
+# Observations whose attention is shown, and those that are shown from above
+N_ATTENTION, N_BIRDS_EYE = 6, 3
 
 
 class Portrait:
@@ -112,8 +114,9 @@ class Portrait:
 
     def pictures(self) -> "dict[str, Figure]":
         """
-        :return: By name: ``spectrum``, ``trajectory``, ``unrolled`` (with a predictor) and ``attention`` (of a
-            :class:`~sb3_jepa.JepaExtractor` with a class token); none if the encoder has diverged
+        :return: By name: ``spectrum``, ``trajectory``, ``unrolled`` (with a predictor), ``attention`` (of a
+            :class:`~sb3_jepa.JepaExtractor` with a class token) and ``birds_eye`` (of a
+            :class:`~sb3_jepa.LidarExtractor`); none if the encoder has diverged
         :raises ImportError: If Matplotlib is not installed
         """
         if self.verdict.label == "diverged":
@@ -126,6 +129,8 @@ class Portrait:
         if errors is not None:
             figures["unrolled"] = pictures.unrolled_figure(errors, self.verdict)
         encoder = self.latent_model.encoder
+        if isinstance(encoder, LidarExtractor):
+            figures["birds_eye"] = self._birds_eye_picture(encoder)
         if isinstance(encoder, JepaExtractor) and encoder.encoder.class_tokens > 0:
             figures["attention"] = self._attention_picture(encoder)
         return figures
@@ -139,13 +144,27 @@ class Portrait:
         newest = None if frames is None else frames[:, -1]
         return pictures.trajectory_figure(self.embeddings[rows], self.first_variance, newest, self.verdict)
 
-    def _attention_picture(self, extractor: JepaExtractor) -> "Figure":
+    def _spread_rows(self, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Some rows of the longest episode, and which of its steps they are."""
         rows = self._rows_of_longest()
-        places = np.unique(np.linspace(0, len(rows) - 1, N_ATTENTION + 2).round().astype(int)[1:-1])
-        chosen = rows[places]
-        observed = {key: array[chosen] for key, array in by_key(self.observations).items()}
+        places = np.unique(np.linspace(0, len(rows) - 1, n_rows + 2).round().astype(int)[1:-1])
+        return rows[places], places
+
+    def _observations_of(self, rows: np.ndarray) -> Any:
+        return as_observations({key: array[rows] for key, array in by_key(self.observations).items()})
+
+    def _birds_eye_picture(self, extractor: LidarExtractor) -> "Figure":
+        rows, _ = self._spread_rows(N_BIRDS_EYE)
+        objective = self.latent_model.other_objective
+        (seen,) = self.latent_model.in_batches(
+            self._observations_of(rows), lambda inputs: look_from_above(extractor, inputs, objective)
+        )
+        return birds_eye_figure(seen, self.verdict)
+
+    def _attention_picture(self, extractor: JepaExtractor) -> "Figure":
+        chosen, places = self._spread_rows(N_ATTENTION)
         batches = self.latent_model.in_batches(
-            as_observations(observed), lambda inputs: attention_maps(extractor.encoder, inputs)
+            self._observations_of(chosen), lambda inputs: attention_maps(extractor.encoder, inputs)
         )
         (maps,) = ({key: one.cpu().numpy() for key, one in batch.items()} for batch in batches)
         key, frames = image_key(self.latent_model.policy.observation_space), self.frames(chosen)

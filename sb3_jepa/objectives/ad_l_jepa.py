@@ -162,11 +162,17 @@ class BevPrediction(Objective):
             hinge_loss=hinge(context, occupied * (1.0 - hidden)) + hinge(predicted, occupied * hidden),
         )
         if self.empty_token is not None:
-            terms["occupancy_iou"] = self._occupancy_iou(predicted, occupied, hidden)
+            terms["occupancy_iou"] = self.occupancy_iou(predicted, occupied, hidden)
         return ObjectiveOutput(loss, terms)
 
     @th.no_grad()
-    def _occupancy_iou(self, predicted: th.Tensor, occupied: th.Tensor, hidden: th.Tensor) -> th.Tensor:
+    def occupancy_iou(self, predicted: th.Tensor, occupied: th.Tensor, hidden: th.Tensor) -> th.Tensor:
+        """
+        :param predicted: Of length 1, ``(batch, cell_dim, rows, columns)``
+        :param occupied: ``(batch, 1, rows, columns)``
+        :param hidden: ``(batch, 1, rows, columns)``
+        :return: Of the hidden cells that are occupied or predicted to be, the share that are both
+        """
         is_predicted = hidden * self.says_occupied(predicted)
         truly = hidden * occupied
         return (is_predicted * truly).sum() / th.maximum(is_predicted, truly).sum().clamp(min=1.0)

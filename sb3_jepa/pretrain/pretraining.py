@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import get_device
 
 from sb3_jepa.common import checks
@@ -23,6 +25,8 @@ from sb3_jepa.objectives import BevPrediction, MaskedPrediction, Objective
 from sb3_jepa.pretrain.loading import Loader
 from sb3_jepa.pretrain.training import CRITERIA, Pretraining
 from sb3_jepa.pretrain.validation import Validation
+
+ENCODER_CLASSES = (JepaExtractor, SequenceExtractor, LidarExtractor)
 
 
 def pretrain(
@@ -47,6 +51,7 @@ def pretrain(
     progress_bar: bool = False,
     verbose: int = 0,
     initial_encoder: str | pathlib.Path | None = None,
+    features_extractor_class: type[BaseFeaturesExtractor] | None = None,
     **source_kwargs: Any,
 ) -> pathlib.Path:
     """
@@ -74,8 +79,7 @@ def pretrain(
         :class:`~sb3_jepa.Objective` that looks at most one step ahead
     :param objective_kwargs: Keyword arguments to pass to the objective. A ``teacher`` may be the path of another
         pretraining.
-    :param features_extractor_kwargs: Keyword arguments to pass to the :class:`~sb3_jepa.JepaExtractor`, or for
-        histories to the :class:`~sb3_jepa.SequenceExtractor`, or for LiDAR to the :class:`~sb3_jepa.LidarExtractor`
+    :param features_extractor_kwargs: Keyword arguments to pass to the features extractor
     :param n_updates: Updates, at most, of all calls together
     :param batch_size: Size of a minibatch
     :param learning_rate: The largest learning rate (of AdamW). It rises to that, and then falls to 0 as a cosine does.
@@ -96,6 +100,9 @@ def pretrain(
     :param verbose: 1 to print what is logged
     :param initial_encoder: Path of an encoder to begin with, as of :func:`~sb3_jepa.read_encoder`: with its parameters,
         input statistics and keyword arguments, of which ``features_extractor_kwargs`` may repeat some
+    :param features_extractor_class: What the encoder is: by default a :class:`~sb3_jepa.JepaExtractor`, for histories a
+        :class:`~sb3_jepa.SequenceExtractor`, for :class:`~sb3_jepa.BevPrediction` a :class:`~sb3_jepa.LidarExtractor`;
+        or a subclass of one of these
     :param source_kwargs: Keyword arguments of :func:`~sb3_jepa.pretrain.read`, such as ``n_steps`` and ``policy``
     :return: The encoder's file
     :raises ValueError: If an argument is not among those accepted, or the folder holds another pretraining
@@ -113,6 +120,7 @@ def pretrain(
     patience = checks.optional(checks.whole_number, "patience", patience)
     verbose = checks.whole_number("verbose", verbose, 0, 2)
     _check_objective_class(objective_class)
+    _check_encoder_class(features_extractor_class)
     objective_kwargs = make_teacher(objective_kwargs)
     initial, features_extractor_kwargs = read_initial_encoder(initial_encoder, features_extractor_kwargs)
     check_progress_bar(progress_bar)
@@ -151,6 +159,8 @@ def pretrain(
         seed=seed,
         initial_encoder=None if initial is None else id_of(initial),
     )
+    if features_extractor_class is not None:
+        settings["features_extractor_class"] = features_extractor_class.__name__
     # Make the encoder with the arguments as the file will hold them
     settings = readable(settings)
     features_extractor_kwargs = settings["features_extractor_kwargs"]
@@ -160,9 +170,7 @@ def pretrain(
         th.cuda.init()
     # Leave the random numbers of other code as they are
     with isolated_random_numbers(seed):
-        encoder_class: Any = SequenceExtractor if is_history(space) else JepaExtractor
-        if issubclass(objective_class, BevPrediction):
-            encoder_class = LidarExtractor
+        encoder_class: Any = features_extractor_class or _encoder_class(space, objective_class)
         encoder: Any = (encoder_class if initial is None else type(initial))(space, **features_extractor_kwargs)
         if initial is not None:
             check_fit(initial.state_dict(), encoder, f"`initial_encoder`, {initial_encoder}, does not fit the source")
@@ -215,6 +223,18 @@ def read_initial_encoder(
             + "; ".join(differing)
         )
     return encoder, {**given, **kwargs}
+
+
+def _check_encoder_class(given: Any) -> None:
+    if given is not None and not (isinstance(given, type) and issubclass(given, ENCODER_CLASSES)):
+        names = ", ".join(cls.__name__ for cls in ENCODER_CLASSES)
+        checks.refuse("features_extractor_class", f"one of {names}, a subclass of one of them, or None", given)
+
+
+def _encoder_class(space: spaces.Space, objective_class: type[Objective]) -> type[BaseFeaturesExtractor]:
+    if issubclass(objective_class, BevPrediction):
+        return LidarExtractor
+    return SequenceExtractor if is_history(space) else JepaExtractor
 
 
 def _check_objective_class(objective_class: Any) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common import callbacks
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat, configure
 from torch import nn
 
 from sb3_jepa.common.files import reading
+from sb3_jepa.diagnostics.birds_eye import birds_eye_figure, look_from_above
 from sb3_jepa.extractors.files import (
     DESCRIPTION_BESIDE,
     default_suffix,
@@ -20,6 +21,7 @@ from sb3_jepa.extractors.files import (
     write_encoder,
 )
 from sb3_jepa.extractors.jepa_extractor import JepaExtractor
+from sb3_jepa.extractors.lidar_extractor import LidarExtractor
 from sb3_jepa.objectives import Objective
 from sb3_jepa.pretrain import checkpoints
 from sb3_jepa.pretrain.loading import Loader
@@ -209,6 +211,7 @@ class Pretraining:
                 self.best = value
                 self._write_encoder(result, measured)
         self._write(self.n_done, scalars)
+        self._draw()
         state = dict(
             encoder=self.encoder.state_dict(),
             objective=self.objective.state_dict(),
@@ -218,6 +221,19 @@ class Pretraining:
             encoder_file=self.encoder_file.name,
         )
         checkpoints.write_checkpoint(self.folder, self.settings, state)
+
+    def _draw(self) -> None:
+        """What is predicted of LiDAR, for TensorBoard."""
+        outputs = [one for one in self.logger.output_formats if isinstance(one, TensorBoardOutputFormat)]
+        if not isinstance(self.encoder, LidarExtractor) or not outputs or not find_spec("matplotlib"):
+            return
+        was_training = self.encoder.training
+        self.encoder.train(False)
+        seen = look_from_above(self.encoder, self.validation.some_observations(self.encoder), self.objective)
+        self.encoder.train(was_training)
+        for output in outputs:
+            picture = {"jepa_pictures/birds_eye": Figure(birds_eye_figure(seen), close=False)}
+            output.write(picture, dict.fromkeys(picture), self.n_done)  # type: ignore[arg-type]
 
     def _check_measured(self, measured: dict[str, float]) -> None:
         if not math.isfinite(measured["validation_loss"]):

@@ -1,6 +1,7 @@
 """How good an encoder is while it is pretrained: on observations that were put aside."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -19,6 +20,9 @@ from sb3_jepa.pretrain.loading import Loader
 MAX_TRAINING_ROWS, MAX_VALIDATION_ROWS = 2048, 1024
 # Number of principal components of the observations that the probe reads without labels
 N_COMPONENTS = 16
+
+# Terms of the objective that are measured otherwise
+REPLACED_TERMS = ("prediction_loss", "embedding_variance", "variance_loss", "deviation_loss", "covariance_loss")
 
 
 class Validation:
@@ -64,18 +68,18 @@ class Validation:
         :param encoder: The context encoder
         :param objective: What it learns
         :param result: The encoder that is kept in the end, see :func:`result_of`
-        :return: ``validation_loss``, the prediction loss; and of the embeddings of ``result`` ``embedding_variance``,
-            ``effective_rank``, and ``probe_r2``, how much a linear probe reads from them
+        :return: ``validation_loss``, the prediction loss, and the objective's further terms; and of the embeddings of
+            ``result`` ``embedding_variance``, ``effective_rank``, and ``probe_r2``, how much a linear probe reads
         """
         was_training = encoder.training
         encoder.train(False)
         # Draw the same masks each time, and no random numbers of the training
         with isolated_random_numbers(self._seed):
-            losses = []
+            sums: dict[str, th.Tensor] = {}
             for rows in self._batches(self._validation_rows):
-                loss = objective(self._load.batch(rows, encoder, False)).terms["prediction_loss"]
-                # The last batch may be smaller
-                losses.append(loss * len(rows))
+                for name, term in objective(self._load.batch(rows, encoder, False)).terms.items():
+                    # The last batch may be smaller
+                    sums[name] = sums.get(name, 0.0) + term * len(rows)
             if self._probe_targets is None:
                 self._probe_targets = self._make_probe_targets(encoder)
         validated, of_training = self._embed(result, self._validation_rows), self._embed(result, self._training_rows)
@@ -83,12 +87,23 @@ class Validation:
         inputs = th.cat((of_training, validated)).double().cpu().numpy()
         is_held_out = np.arange(len(inputs)) >= len(of_training)
         r2 = probe_r2(inputs, self._probe_targets, is_held_out)
+        terms = {name: float(total / len(validated)) for name, total in sums.items()}
         return dict(
-            validation_loss=float(th.stack(losses).sum() / len(validated)),
+            {name: term for name, term in terms.items() if name not in REPLACED_TERMS},
+            validation_loss=terms["prediction_loss"],
             embedding_variance=float(embedding_variance(validated)),
             effective_rank=float(effective_rank(validated)),
             probe_r2=float(np.nanmean(r2)) if np.isfinite(r2).any() else float("nan"),
         )
+
+    def some_observations(self, encoder: nn.Module, n_rows: int = 3) -> Any:
+        """
+        :param encoder: The context encoder
+        :param n_rows: How many at most
+        :return: Observations that were put aside, as it takes them
+        """
+        places = np.unique(np.linspace(0, len(self._validation_rows) - 1, n_rows).astype(int))
+        return self._load.observations(self._validation_rows[places], encoder)
 
     def _make_probe_targets(self, encoder: nn.Module) -> np.ndarray:
         if self._labels is not None:

@@ -33,6 +33,8 @@ CURVES = {
     "prediction_loss": "Error of the predicted embedding. On its own it says nothing: it also falls when all "
     "embeddings become one.",
     "imitation/held_out_error": "Imitation's error on episodes that were not learned from.",
+    "occupancy_iou": "Of the hidden cells that hold something or are predicted to, the share that are both. 1: free "
+    "and occupied space are told apart exactly.",
     "prediction_to_copy_ratio": "The prediction loss, divided by that of a predictor that copies. Below 1: it knows "
     "something of what comes next.",
     "smallest_deviation": "Standard deviation of the dimension that varies least. Near 0: it is dead.",
@@ -49,6 +51,8 @@ PICTURES = {
     "mean embedding would be the better guess.",
     "spectrum": "Variance of the embeddings, direction by direction. Healthy: a slope. A cliff after a few bars: "
     "only these are used. All far below the dashed line: collapsed.",
+    "birds_eye": "LiDAR from above. Red: something is there, and is predicted to be free. On the right, what the "
+    "encoder holds to be like the cell with the cross.",
     "attention": "What the embedding is read from, as a multiple of what even attention would give.",
 }
 SURPRISE = (

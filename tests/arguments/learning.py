@@ -86,6 +86,7 @@ PRETRAIN = dict(
     progress_bar=FLAG,
     verbose=COUNT_FROM_0,
     initial_encoder=kind("None"),
+    features_extractor_class=or_none(CLASS),
 )
 
 
